@@ -1,0 +1,1 @@
+//! Simulated devices with declared costs and a virtual clock.

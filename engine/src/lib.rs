@@ -1,0 +1,1 @@
+//! Text, KV cache, executor of plans, generation.

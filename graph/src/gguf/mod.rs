@@ -1,0 +1,1 @@
+//! GGUF files (versions 2 and 3): reading, writing, split files.

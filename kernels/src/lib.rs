@@ -1,0 +1,1 @@
+//! The computations: reference interpreter, CPU kernels, block codecs.

@@ -1,0 +1,3 @@
+//! The `trefoil` program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Clock, units, metrics and tracing set-up of trefoil.
