@@ -100,6 +100,16 @@ impl<'m> Keys<'m> {
         }
     }
 
+    /// A size that may be missing or 0, which mean the same.
+    pub(crate) fn optional_size(&self, name: &str) -> Result<Option<usize>, HyperError> {
+        let key = self.key(name);
+        match self.metadata.field(&key) {
+            Some(field) if field.u64()? == 0 => Ok(None),
+            Some(field) => check_size(&key, field.usize()?).map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// A finite number that may be missing.
     pub(crate) fn number(&self, name: &str) -> Result<Option<f32>, HyperError> {
         let key = self.key(name);
@@ -177,19 +187,15 @@ impl Hyper {
             None => keys.number("attention.layer_norm_epsilon")?.unwrap_or(1e-5),
         };
         let ffn = keys.size_or("feed_forward_length", 4 * embedding)?;
-        let experts = match keys.size_or("expert_count", 0)? {
-            0 => None,
-            count => Some(ExpertHyper {
+        let experts = match keys.optional_size("expert_count")? {
+            None => None,
+            Some(count) => Some(ExpertHyper {
                 count,
                 used: keys.size("expert_used_count")?,
                 ffn: keys.size_or("expert_feed_forward_length", ffn)?,
             }),
         };
-        let window = match keys.size_or("attention.sliding_window", 0) {
-            Ok(0) | Err(HyperError::Range { .. }) => None,
-            Ok(window) => Some(window as u32),
-            Err(other) => return Err(other),
-        };
+        let window = keys.optional_size("attention.sliding_window")?.map(|window| window as u32);
         let pooling = match metadata.u32(&keys.key("pooling_type"))? {
             Some(1) => Some(Pooling::Mean),
             Some(2) => Some(Pooling::Cls),

@@ -2,18 +2,28 @@
 //!
 //! Nothing here knows a device, a thread or a clock.
 
+pub mod architectures;
 mod blocks;
 pub mod gguf;
+mod hyper;
 mod layer_graph;
+mod lowering;
+pub mod metadata;
+mod model_file;
 pub mod ops;
+mod rope_scaling;
 mod step;
 mod weights;
 
 pub use blocks::{BlockInfo, BlockType, TABLE as BLOCK_TABLE};
+pub use hyper::{ExpertHyper, Hyper, HyperError};
 pub use layer_graph::{
     GraphBuilder, KvShape, LayerGraph, Lifetime, Node, Segment, ShapeError, SlotPlan, Unit, UnitId,
     UnitKind, assign_slots,
 };
+pub use lowering::{LowerError, LowerOptions, PoolingChoice, lower};
+pub use metadata::{Metadata, MetadataError};
+pub use model_file::{ModelFile, ModelFileError, Origin, SAMPLE, Tensor};
 pub use petgraph::graph::NodeIndex;
 pub use step::{Rows, SequenceRows, StepInputs, StepShape};
 pub use weights::{Storage, Weight};

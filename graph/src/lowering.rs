@@ -166,7 +166,12 @@ impl Lowering<'_> {
     }
 
     /// A matrix of `rows` x `cols`.
-    pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Weight, LowerError> {
+    pub(crate) fn matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Weight, LowerError> {
         let weight = self.tensor(name)?;
         if (weight.rows, weight.cols) != (rows, cols) {
             let got = format!("{} x {}", weight.rows, weight.cols);
@@ -185,7 +190,11 @@ impl Lowering<'_> {
     }
 
     fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Weight>, LowerError> {
-        if self.file.tensors.contains_key(name) { self.vector(name, len).map(Some) } else { Ok(None) }
+        if self.file.tensors.contains_key(name) {
+            self.vector(name, len).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// `role = x W^T (+ b)` with the tensors `role.weight` and, if there is one, `role.bias`.
@@ -308,8 +317,7 @@ impl Lowering<'_> {
         let kv = self.graph.kv_layer(KvShape { kv_heads, head_dim, window });
         let write = KvWrite { layer: kv, kv_heads, head_dim };
         let written = self.graph.push(format!("blk.{layer}.kv"), write, &[key, value])?;
-        let op =
-            Attention { layer: kv, heads, kv_heads, head_dim, scale, window, causal, softcap };
+        let op = Attention { layer: kv, heads, kv_heads, head_dim, scale, window, causal, softcap };
         Ok(self.graph.push(format!("blk.{layer}.attn"), op, &[query, written])?)
     }
 

@@ -48,7 +48,10 @@ fn inverse_root(head_dim: usize) -> f32 {
 }
 
 /// The common decoder: embedding, blocks of attention and a SiLU-gated network, logits.
-fn plain_decoder(model: &mut Lowering<'_>, style: &AttentionStyle) -> Result<NodeIndex, LowerError> {
+fn plain_decoder(
+    model: &mut Lowering<'_>,
+    style: &AttentionStyle,
+) -> Result<NodeIndex, LowerError> {
     let mut x = model.embed(1.0)?;
     for layer in 0..model.hyper.layers {
         x = model.attention_block(layer, x, style, None)?;

@@ -46,9 +46,21 @@ fn moe(
     let route = Route { weight: router, top_k: experts.used, renormalise };
     let route = model.push(role("ffn_gate_inp"), route, &[normed])?;
     let op = Experts {
-        gate: expert_matrices(model, &role("ffn_gate_exps"), experts.count, experts.ffn, embedding)?,
+        gate: expert_matrices(
+            model,
+            &role("ffn_gate_exps"),
+            experts.count,
+            experts.ffn,
+            embedding,
+        )?,
         up: expert_matrices(model, &role("ffn_up_exps"), experts.count, experts.ffn, embedding)?,
-        down: expert_matrices(model, &role("ffn_down_exps"), experts.count, embedding, experts.ffn)?,
+        down: expert_matrices(
+            model,
+            &role("ffn_down_exps"),
+            experts.count,
+            embedding,
+            experts.ffn,
+        )?,
         function: Nonlinearity::Silu,
         top_k: experts.used,
     };
