@@ -1,1 +1,3 @@
 //! The computations: reference interpreter, CPU kernels, block codecs.
+
+pub mod blocks;
