@@ -1,3 +1,5 @@
-//! The computations: reference interpreter, CPU kernels, block codecs.
+//! The computations: block codecs, the reference interpreter, CPU kernels.
 
 pub mod blocks;
+pub mod host;
+pub mod reference;

@@ -204,7 +204,15 @@ impl HostProgram {
         scratch.reserve(self.slot_widths.iter().map(|width| width * self.max_tokens));
         scratch.begin_step();
         for instruction in &self.instructions {
-            self.run_one(instruction, kernels, scratch, step, tensors.inputs, tensors.outputs, tensors.kv)?;
+            self.run_one(
+                instruction,
+                kernels,
+                scratch,
+                step,
+                tensors.inputs,
+                tensors.outputs,
+                tensors.kv,
+            )?;
         }
         Ok(())
     }
