@@ -1,7 +1,9 @@
 //! Clock, units, metrics and tracing set-up. Depends on nothing else of trefoil.
 
 mod clock;
+mod host;
 mod units;
 
 pub use clock::{Clock, SystemClock, VirtualClock};
+pub use host::{HostMemory, host_memory, processor_name, resident_memory};
 pub use units::{Bytes, Nanos};
