@@ -294,8 +294,8 @@ impl GraphBuilder {
 pub struct SlotPlan {
     /// Slot of each tensor asked about, in the order of the list given to [`assign_slots`].
     pub slot_of: Vec<usize>,
-    /// Width (elements per row) of the widest tensor in each slot.
-    pub widths: Vec<usize>,
+    /// Size of the largest tensor in each slot.
+    pub sizes: Vec<usize>,
 }
 
 /// Lifetime of a tensor in the order of ops: made at `first`, last read at `last` (inclusive).
@@ -305,30 +305,30 @@ pub struct Lifetime {
     pub first: usize,
     /// Position of the last op that reads it.
     pub last: usize,
-    /// Elements per row.
-    pub width: usize,
+    /// Its size, in any one unit.
+    pub size: usize,
 }
 
 /// Gives each tensor a slot such that no two tensors alive at the same op share one. `tensors` is in
 /// the order of `first`. Takes the free slot that needs the least growth.
 pub fn assign_slots(tensors: &[Lifetime]) -> SlotPlan {
     let mut free_from: Vec<usize> = Vec::new();
-    let mut widths: Vec<usize> = Vec::new();
+    let mut sizes: Vec<usize> = Vec::new();
     let mut slot_of = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        let best = (0..widths.len())
+        let best = (0..sizes.len())
             .filter(|&slot| free_from[slot] <= tensor.first)
-            .min_by_key(|&slot| (tensor.width.saturating_sub(widths[slot]), widths[slot]));
+            .min_by_key(|&slot| (tensor.size.saturating_sub(sizes[slot]), sizes[slot]));
         let slot = best.unwrap_or_else(|| {
             free_from.push(0);
-            widths.push(0);
-            widths.len() - 1
+            sizes.push(0);
+            sizes.len() - 1
         });
-        widths[slot] = widths[slot].max(tensor.width);
+        sizes[slot] = sizes[slot].max(tensor.size);
         free_from[slot] = tensor.last + 1;
         slot_of.push(slot);
     }
-    SlotPlan { slot_of, widths }
+    SlotPlan { slot_of, sizes }
 }
 
 #[cfg(test)]
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn tensors_alive_together_never_share_a_slot() {
-        let life = |first, last, width| Lifetime { first, last, width };
+        let life = |first, last, size| Lifetime { first, last, size };
         let tensors = [life(0, 3, 8), life(1, 2, 4), life(3, 4, 4), life(4, 5, 8), life(4, 6, 2)];
         let plan = assign_slots(&tensors);
         for (i, a) in tensors.iter().enumerate() {
@@ -345,8 +345,8 @@ mod tests {
                 let together = a.first <= b.last && b.first <= a.last;
                 assert!(!(together && plan.slot_of[i] == plan.slot_of[j]), "{i} and {j}");
             }
-            assert!(plan.widths[plan.slot_of[i]] >= a.width);
+            assert!(plan.sizes[plan.slot_of[i]] >= a.size);
         }
-        assert!(plan.widths.len() < tensors.len(), "slots are reused");
+        assert!(plan.sizes.len() < tensors.len(), "slots are reused");
     }
 }

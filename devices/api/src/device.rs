@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use trefoil_graph::{KvShape, LayerGraph, NodeIndex, Segment, StepInputs};
+use trefoil_graph::{KvShape, LayerGraph, NodeIndex, Rows, Segment, StepInputs};
 use trefoil_telemetry::{Bytes, Nanos};
 
 use crate::{Buffer, BufferRef, CompileError, DeviceError, DomainId, DomainInfo, Point};
@@ -106,6 +106,24 @@ pub struct Bucket {
     pub min_tokens: usize,
     /// Most rows; devices with static shapes pad up to it.
     pub max_tokens: usize,
+    /// Most rows whose output is wanted, and most sequences.
+    pub max_outputs: usize,
+}
+
+impl Bucket {
+    /// Most rows that `rows` can stand for.
+    pub fn max_rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.max_tokens,
+            Rows::Outputs | Rows::Sequences => self.max_outputs,
+        }
+    }
+
+    /// Most bytes of a node's tensor.
+    pub fn tensor_bytes(&self, graph: &LayerGraph, node: NodeIndex) -> usize {
+        let shape = graph.node(node).shape;
+        shape.width * self.max_rows(shape.rows) * size_of::<f32>()
+    }
 }
 
 /// A question about one op.

@@ -129,9 +129,8 @@ impl Device for HostDevice {
                 return Err(CompileError::Unsupported { op, kind, reason });
             }
         }
-        let program = HostProgram::new(graph, segment, bucket.max_tokens);
-        let tensor_bytes =
-            |node| Bytes::from(graph.node(node).shape.width * bucket.max_tokens * size_of::<f32>());
+        let program = HostProgram::new(graph, segment, |rows| bucket.max_rows(rows));
+        let tensor_bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
         let inputs = segment.inputs.iter().map(|&node| (Role::Input(node), tensor_bytes(node)));
         let outputs = segment.outputs.iter().map(|&node| (Role::Output(node), tensor_bytes(node)));
         let kv = program.kv_layers().iter().map(|&layer| (Role::Kv(layer), Bytes(0)));

@@ -2,7 +2,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use trefoil_graph::ops::Op;
-use trefoil_graph::{KvShape, LayerGraph, Lifetime, NodeIndex, Segment, StepInputs, assign_slots};
+use trefoil_graph::{
+    KvShape, LayerGraph, Lifetime, NodeIndex, Rows, Segment, StepInputs, assign_slots,
+};
 
 use super::{HostKernels, HostScratch, KvView, NormArgs, Turns, decode_vector};
 
@@ -71,7 +73,7 @@ struct Instruction {
     op: Op,
     inputs: Vec<Place>,
     output: Place,
-    rows: trefoil_graph::Rows,
+    rows: Rows,
     widths: Vec<usize>,
     width: usize,
     /// Decoded norm weight (offset added) and bias, or a linear's bias.
@@ -79,6 +81,9 @@ struct Instruction {
     /// Index into the KV bindings.
     kv: usize,
 }
+
+/// All sorts of rows, in the order of `HostProgram::max_rows`.
+const SORTS: [Rows; 3] = [Rows::Tokens, Rows::Outputs, Rows::Sequences];
 
 /// A run that cannot begin or go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,27 +105,32 @@ fn wrong(what: impl Into<String>, expected: impl ToString, got: impl ToString) -
 #[derive(Debug)]
 pub struct HostProgram {
     instructions: Vec<Instruction>,
-    slot_widths: Vec<usize>,
+    /// Elements of each slot.
+    slots: Vec<usize>,
     kv_layers: Vec<usize>,
-    max_tokens: usize,
+    max_rows: [usize; 3],
     /// Keeps the weights, and the rope tables' addresses, for as long as the program lives.
     _graph: Arc<LayerGraph>,
 }
 
 impl HostProgram {
-    /// Compiles `segment` of `graph` for steps of up to `max_tokens` rows.
-    pub fn new(graph: &Arc<LayerGraph>, segment: &Segment, max_tokens: usize) -> Self {
+    /// Compiles `segment` of `graph` for steps of up to `max_rows` rows of each sort.
+    pub fn new(
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        max_rows: impl Fn(Rows) -> usize,
+    ) -> Self {
         let position = |node: NodeIndex| segment.nodes.iter().position(|&n| n == node);
         let mut internal = Vec::new();
         let mut lifetimes = Vec::new();
         for (at, &node) in segment.nodes.iter().enumerate() {
-            let width = graph.node(node).shape.width;
-            if width == 0 || segment.outputs.contains(&node) {
+            let shape = graph.node(node).shape;
+            if shape.width == 0 || segment.outputs.contains(&node) {
                 continue;
             }
             let last = graph.readers(node).filter_map(position).max().unwrap_or(at);
             internal.push(node);
-            lifetimes.push(Lifetime { first: at, last, width });
+            lifetimes.push(Lifetime { first: at, last, size: shape.width * max_rows(shape.rows) });
         }
         let slots = assign_slots(&lifetimes);
         let place = |node: NodeIndex| {
@@ -164,9 +174,9 @@ impl HostProgram {
         }
         Self {
             instructions,
-            slot_widths: slots.widths,
+            slots: slots.sizes,
             kv_layers,
-            max_tokens,
+            max_rows: SORTS.map(max_rows),
             _graph: graph.clone(),
         }
     }
@@ -178,7 +188,7 @@ impl HostProgram {
 
     /// Bytes of scratch that a run needs at most.
     pub fn scratch_bytes(&self) -> u64 {
-        self.slot_widths.iter().map(|w| (w * self.max_tokens * 4) as u64).sum()
+        self.slots.iter().map(|elements| (elements * size_of::<f32>()) as u64).sum()
     }
 
     /// Runs the ops on the rows of `step`.
@@ -194,14 +204,15 @@ impl HostProgram {
         O: DerefMut<Target = [f32]>,
         K: DerefMut<Target = [u8]>,
     {
-        let tokens = step.tokens.len();
-        if tokens > self.max_tokens {
-            return Err(wrong("rows of the step", format!("up to {}", self.max_tokens), tokens));
+        for (sort, most) in SORTS.into_iter().zip(self.max_rows) {
+            if step.count(sort) > most {
+                return Err(wrong(format!("{sort:?}"), format!("up to {most}"), step.count(sort)));
+            }
         }
         if tensors.kv.len() != self.kv_layers.len() {
             return Err(wrong("KV bindings", self.kv_layers.len(), tensors.kv.len()));
         }
-        scratch.reserve(self.slot_widths.iter().map(|width| width * self.max_tokens));
+        scratch.reserve(self.slots.iter().copied());
         scratch.begin_step();
         for instruction in &self.instructions {
             self.run_one(
