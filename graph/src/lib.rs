@@ -5,6 +5,7 @@
 pub mod architectures;
 mod blocks;
 pub mod gguf;
+mod huggingface;
 mod hyper;
 mod layer_graph;
 mod lowering;
@@ -12,10 +13,14 @@ pub mod metadata;
 mod model_file;
 pub mod ops;
 mod rope_scaling;
+pub mod safetensors;
 mod step;
+#[cfg(test)]
+mod test_data;
 mod weights;
 
 pub use blocks::{BlockInfo, BlockType, TABLE as BLOCK_TABLE};
+pub use huggingface::HuggingFaceError;
 pub use hyper::{ExpertHyper, Hyper, HyperError};
 pub use layer_graph::{
     GraphBuilder, KvShape, LayerGraph, Lifetime, Node, Segment, ShapeError, SlotPlan, Unit, UnitId,

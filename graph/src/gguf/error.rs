@@ -38,7 +38,7 @@ pub enum GgufError {
     EmptyKey { index: u64 },
     #[error("metadata key `{key}`: expected it once, got it twice")]
     DuplicateKey { key: String },
-    #[error("general.alignment: expected a power of two up to 65536, got {got}")]
+    #[error("general.alignment: expected a power of two from 8 to 65536, got {got}")]
     Alignment { got: String },
     #[error("tensor number {index} has an empty name; expected a name")]
     EmptyName { index: u64 },
@@ -68,6 +68,8 @@ pub enum GgufError {
     OutOfFile { name: String, offset: u64, bytes: u64, available: u64 },
     #[error("tensors `{first}` and `{second}` share bytes of the file; the file is damaged")]
     Overlap { first: String, second: String },
+    #[error("expected bytes aligned to {expected} in memory, got address {got:#x}")]
+    Address { expected: usize, got: usize },
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     #[error(

@@ -4,14 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::metadata::{Array, Metadata, Value};
+use crate::test_data::golden;
 use crate::{BlockType, ModelFile};
-
-/// The golden data beside the workspace, where it is there.
-fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("TREFOIL_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    Some(shared.join("golden")).filter(|path| path.is_dir())
-}
 
 fn gguf_files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
