@@ -4,7 +4,11 @@
 
 mod blocks;
 pub mod gguf;
+pub mod metadata;
+mod model_file;
 mod weights;
 
 pub use blocks::{BlockInfo, BlockType, TABLE as BLOCK_TABLE};
+pub use metadata::{Metadata, MetadataError};
+pub use model_file::{ModelFile, ModelFileError, Origin, SAMPLE, Tensor};
 pub use weights::{Storage, Weight};
