@@ -99,10 +99,7 @@ mod tests {
                 "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\nA\
                  <end_of_turn>\n<start_of_turn>user\nV<end_of_turn>\n<start_of_turn>model\n",
             ),
-            (
-                "[INST]",
-                "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]",
-            ),
+            ("[INST]", "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nU [/INST] A </s><s>[INST] V [/INST]"),
         ] {
             let template = builtin(|token| token == mark);
             let text = ChatTemplate::new(template.source, "<s>", "</s>")

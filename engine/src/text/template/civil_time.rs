@@ -19,7 +19,6 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] =
     ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
-/// Widest text that one directive may make, so that a format cannot ask for gigabytes.
 const SECONDS_PER_DAY: i64 = 86_400;
 
 /// A moment of the proleptic Gregorian calendar, without a time zone.

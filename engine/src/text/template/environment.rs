@@ -1,11 +1,12 @@
 //! The environment that chat templates expect: Jinja as Python's transformers library sets it up.
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
 use super::civil_time::CivilTime;
 use super::json::{self, Layout};
-use super::{methods, python};
+use super::{markup, methods, python, source};
 
 /// Instructions that one rendering may take; the longest known conversation with a long template
 /// takes less than a hundredth. It bounds what a hostile template costs.
@@ -26,9 +27,8 @@ impl std::error::Error for Raised {}
 /// A new environment without templates.
 pub(super) fn python() -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_keep_trailing_newline(false);
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("Jinja's own delimiters differ from each other"));
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
@@ -37,6 +37,12 @@ pub(super) fn python() -> Environment<'static> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", |value: &Value| python::str(value));
+    environment.add_filter("escape", markup::escape);
+    environment.add_filter("e", markup::escape);
+    environment.add_filter(source::ADD_FILTER, markup::add);
+    environment.add_filter(source::ITER_FILTER, markup::iterated);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment
 }
 
@@ -48,6 +54,17 @@ pub(super) fn strftime_now(now: CivilTime) -> Value {
 fn raise_exception(message: &Value) -> Result<Value, Error> {
     let message = python::str(message);
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+}
+
+/// The test `iterable`: what Python's `iter` takes. Jinja's undefined value is one.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// The test `sequence`: what has a length and can be indexed, strings and mappings included.
+fn is_sequence(value: &Value) -> bool {
+    use ValueKind::{Map, Seq, String, Undefined};
+    matches!(value.kind(), String | Seq | Map | Undefined)
 }
 
 /// `tojson` as transformers replaces it: `json.dumps` with the same named arguments, which may be

@@ -163,6 +163,7 @@ fn failure(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use minijinja::value::Serde;
     use serde_json::json;
 
     use super::*;
@@ -170,9 +171,9 @@ mod tests {
     /// Expected texts come from CPython's json module.
     #[test]
     fn layouts_follow_python() {
-        let value = Value::from_serialize(json!({
+        let value = Value::from(Serde(json!({
             "b": [1, 2.0, 1e22, -0.0], "a": {}, "c": [], "é\u{7f}": "<&'\">\u{1}🙂\n"
-        }));
+        })));
         let text = |layout: Layout| dumps(&value, &layout).expect("can be written");
         assert_eq!(
             text(Layout::new(false, None, None, false)),

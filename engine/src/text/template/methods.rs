@@ -38,7 +38,7 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
                 Some((head, tail)) => (head, separator, tail),
                 None => (text, "", ""),
             };
-            Value::from(vec![head, found, tail])
+            [head, found, tail].into_iter().map(Value::from).collect()
         }
         "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
@@ -46,14 +46,14 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
                 Some((head, tail)) => (head, separator, tail),
                 None => ("", "", text),
             };
-            Value::from(vec![head, found, tail])
+            [head, found, tail].into_iter().map(Value::from).collect()
         }
         "rsplit" => {
             let (separator, limit): (&str, Option<i64>) = from_args(args)?;
             let pieces = limit.and_then(|n| usize::try_from(n).ok()).map_or(usize::MAX, |n| n + 1);
             let mut parts: Vec<&str> = text.rsplitn(pieces, separator).collect();
             parts.reverse();
-            Value::from(parts)
+            parts.into_iter().map(Value::from).collect()
         }
         "index" => {
             let (part,): (&str,) = from_args(args)?;

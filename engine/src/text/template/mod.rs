@@ -8,13 +8,16 @@
 mod builtin;
 mod civil_time;
 mod environment;
-mod generation_tag;
 mod json;
+mod lexer;
+mod markup;
 mod methods;
 mod python;
+mod source;
 
 use std::collections::BTreeSet;
 
+use minijinja::value::Serde;
 use minijinja::{Environment, Value};
 use serde_json::Value as Json;
 
@@ -116,7 +119,7 @@ impl ChatTemplate {
         }
         let mut environment = environment::python();
         environment
-            .add_template_owned(NAME, generation_tag::rewrite(source))
+            .add_template_owned(NAME, source::rewrite(source))
             .map_err(|error| syntax_error(&error))?;
         let variables = environment
             .get_template(NAME)
@@ -158,8 +161,8 @@ impl ChatTemplate {
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
         let Conversation { messages, tools, add_generation_prompt, variables, now } = *conversation;
         let mut context: Vec<(String, Value)> = vec![
-            ("messages".into(), Value::from_serialize(messages)),
-            ("tools".into(), tools.map_or(Value::from(()), Value::from_serialize)),
+            ("messages".into(), Value::from(Serde(messages))),
+            ("tools".into(), tools.map_or(Value::from(()), |tools| Value::from(Serde(tools)))),
             ("documents".into(), Value::from(())),
             ("add_generation_prompt".into(), Value::from(add_generation_prompt)),
             ("bos_token".into(), Value::from(self.bos.as_str())),
@@ -167,11 +170,11 @@ impl ChatTemplate {
             ("strftime_now".into(), environment::strftime_now(now)),
         ];
         for (name, value) in variables.into_iter().flatten() {
-            context.push((name.clone(), Value::from_serialize(value)));
+            context.push((name.clone(), Value::from(Serde(value))));
         }
         self.environment
             .get_template(NAME)
-            .and_then(|template| template.render(context.into_iter().collect::<Value>()))
+            .and_then(|template| template.render(Value::from_pairs(context)))
             .map_err(|error| render_error(&error))
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use minijinja::Value;
-use minijinja::value::ValueKind;
+use minijinja::value::{Tuple, ValueKind};
 
 /// Deepest nesting that is printed; what lies deeper is shown as `...`.
 const DEPTH_MAX: usize = 128;
@@ -34,14 +34,18 @@ fn write_repr(value: &Value, out: &mut impl Write, depth: usize) -> fmt::Result 
             Err(_) => write!(out, "{value}"),
         },
         ValueKind::Seq => {
-            out.write_char('[')?;
+            let tuple = value.downcast_object_ref::<Tuple>().is_some();
+            out.write_char(if tuple { '(' } else { '[' })?;
             for (index, item) in value.try_iter().into_iter().flatten().enumerate() {
                 if index > 0 {
                     out.write_str(", ")?;
                 }
                 write_repr(&item, out, depth + 1)?;
             }
-            out.write_char(']')
+            if tuple && value.len() == Some(1) {
+                out.write_char(',')?;
+            }
+            out.write_char(if tuple { ')' } else { ']' })
         }
         ValueKind::Map => {
             out.write_char('{')?;
