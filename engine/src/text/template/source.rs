@@ -19,6 +19,9 @@ pub(super) const ITER_FILTER: &str = "__iter__";
 /// The filter that stands for `+`.
 pub(super) const ADD_FILTER: &str = "__add__";
 
+/// Brackets inside brackets that are still looked into; the parser refuses deeper ones anyway.
+const DEPTH_MAX: usize = 100;
+
 /// Words that separate expressions of lower precedence than `+`, as far as they may stand in a
 /// tag. `is` is not among them: a test binds tighter.
 const SEPARATORS: [&str; 9] =
@@ -121,7 +124,8 @@ fn expressions(
     marks_text: bool,
 ) {
     let adds = |token: &Token| token.kind == Kind::Operator && &body[token.range.clone()] == "+";
-    if !marks_text || !tokens.iter().any(adds) {
+    let too_deep = tokens.iter().any(|token| token.depth > DEPTH_MAX);
+    if !marks_text || too_deep || !tokens.iter().any(adds) {
         out.push_str(&body[text]);
         return;
     }
@@ -148,7 +152,7 @@ fn sum_end(body: &str, tokens: &[Token], start: usize) -> usize {
         let part = &body[token.range.clone()];
         let after_is = end > start && &body[tokens[end - 1].range.clone()] == "is";
         let separates = match token.kind {
-            Kind::Word => SEPARATORS.contains(&part) && !(part == "not" && after_is) && !after_is,
+            Kind::Word => SEPARATORS.contains(&part) && !after_is,
             Kind::Operator => {
                 matches!(part, "," | ":" | "=" | "==" | "!=" | "<" | ">" | "<=" | ">=")
             }
@@ -175,27 +179,30 @@ fn sum(out: &mut String, body: &str, tokens: &[Token]) {
                 && tokens[index - 1].kind != Kind::Operator
         })
         .collect();
-    let mut text = String::new();
-    let first_end = signs.first().copied().unwrap_or(tokens.len());
-    operand(&mut text, body, &tokens[..first_end]);
-    for (number, &sign) in signs.iter().enumerate() {
-        let end = signs.get(number + 1).copied().unwrap_or(tokens.len());
-        let Some(right) = tokens.get(sign + 1..end).filter(|right| !right.is_empty()) else {
-            // not an expression: left as it is, for the parser to refuse
-            text.push_str(&body[tokens[sign - 1].range.end..tokens[sign].range.end]);
-            continue;
-        };
-        let gap = &body[tokens[sign - 1].range.end..tokens[sign].range.start];
-        if &body[tokens[sign].range.clone()] == "+" {
-            text = format!("({text}{gap})|{ADD_FILTER}(");
-            operand(&mut text, body, right);
-            text.push(')');
+    let plus = |sign: usize| &body[tokens[sign].range.clone()] == "+";
+    let rights: Vec<&[Token]> = (1..=signs.len())
+        .map(|next| &tokens[signs[next - 1] + 1..signs.get(next).copied().unwrap_or(tokens.len())])
+        .collect();
+    if rights.iter().any(|right| right.is_empty()) {
+        // not an expression: left as it is, for the parser to refuse
+        out.push_str(&body[tokens[0].range.start..tokens[tokens.len() - 1].range.end]);
+        return;
+    }
+    out.push_str(&"(".repeat(signs.iter().filter(|&&sign| plus(sign)).count()));
+    operand(out, body, &tokens[..signs.first().copied().unwrap_or(tokens.len())]);
+    for (&sign, right) in signs.iter().zip(rights) {
+        out.push_str(&body[tokens[sign - 1].range.end..tokens[sign].range.start]);
+        if plus(sign) {
+            out.push_str(")|");
+            out.push_str(ADD_FILTER);
+            out.push('(');
+            operand(out, body, right);
+            out.push(')');
         } else {
-            text = format!("{text}{gap}- ");
-            operand(&mut text, body, right);
+            out.push_str("- ");
+            operand(out, body, right);
         }
     }
-    out.push_str(&text);
 }
 
 /// Writes an operand of a sum; what its brackets hold may hold sums again.
