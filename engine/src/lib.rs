@@ -1,1 +1,3 @@
 //! Text, KV cache, executor of plans, generation.
+
+pub mod text;
