@@ -1,3 +1,8 @@
 //! Text, KV cache, executor of plans, generation.
 
+pub mod backends;
+pub mod executor;
+pub mod kv;
+pub mod model;
+pub mod runner;
 pub mod text;

@@ -27,6 +27,8 @@ pub struct Hyper {
     pub embedding: usize,
     /// Positions the model was trained for.
     pub context: usize,
+    /// Positions it was first trained for, where a longer context came later.
+    pub original_context: Option<usize>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -207,6 +209,7 @@ impl Hyper {
             layers: keys.size("block_count")?,
             embedding,
             context: keys.size("context_length")?,
+            original_context: keys.optional_size("rope.scaling.original_context_length")?,
             heads,
             kv_heads,
             head_dim,

@@ -97,7 +97,7 @@ impl Lowering<'_> {
                     factor,
                     low: number("rope.scaling.low_freq_factor", 1.0)?,
                     high: number("rope.scaling.high_freq_factor", 4.0)?,
-                    original: number("rope.scaling.original_context_length", 8192.0)?,
+                    original: keys.size_or("rope.scaling.original_context_length", 8192)? as f64,
                 };
                 plain.iter().map(|&f| rule.scale(f) as f32).collect()
             }

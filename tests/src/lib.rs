@@ -1,3 +1,4 @@
-//! End-to-end and cross-crate tests.
+//! End-to-end and cross-crate tests: what they share.
 
 pub mod golden;
+pub mod numbers;
