@@ -1,1 +1,3 @@
 //! End-to-end and cross-crate tests.
+
+pub mod mutation;
