@@ -8,7 +8,7 @@ use crate::metadata::MetadataError;
 #[non_exhaustive]
 #[allow(missing_docs)] // the messages say what each field is
 pub enum GgufError {
-    #[error("magic: expected \"GGUF\", got {got:?}; is this a GGUF file?")]
+    #[error("magic: expected \"GGUF\", got \"{got}\"; is this a GGUF file?")]
     Magic { got: String },
     #[error(
         "version: expected 2 or 3, got {got}; convert the model again with a current converter"

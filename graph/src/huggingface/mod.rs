@@ -25,8 +25,9 @@ use architectures::Architecture;
 use json::Fields;
 use names::Named;
 
-/// Largest `config.json` or the like, in bytes; real ones stay far below.
-const MAX_CONFIG: u64 = 4 << 20;
+/// Largest `config.json` or the like, in bytes. Real ones stay far below, and parsed JSON can take
+/// a hundred times its text.
+const MAX_CONFIG: u64 = 1 << 20;
 /// Largest index of shards, in bytes: that of a model with a million tensors.
 const MAX_INDEX: u64 = 128 << 20;
 

@@ -265,8 +265,8 @@ fn configurations_are_refused_with_field_and_remedy() {
     }
     folder.write("config.json", "[".repeat(100_000));
     folder.refused(&["config.json", "JSON"]);
-    folder.write("config.json", " ".repeat(5 << 20));
-    folder.refused(&["config.json", "at most 4194304 bytes"]);
+    folder.write("config.json", " ".repeat(2 << 20));
+    folder.refused(&["config.json", "at most 1048576 bytes"]);
     folder.write("config.json", CONFIG);
     folder.write("generation_config.json", "{\"eos_token_id\": [1, true]}");
     folder.refused(&["generation_config.json", "eos_token_id"]);
