@@ -7,7 +7,8 @@ use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::kv::KvType;
 use trefoil_engine::model::{Lowered, ModelOptions};
 use trefoil_engine::runner::{Outputs, Runner, Sequence};
-use trefoil_graph::ModelFile;
+use trefoil_graph::ops::Pooling;
+use trefoil_graph::{LowerOptions, ModelFile, PoolingChoice};
 use trefoil_tests::golden;
 use trefoil_tests::numbers::{argmax, f32s, i64s, nmse};
 
@@ -126,4 +127,33 @@ fn longrope_uses_the_short_factors_inside_the_original_context() {
             assert!(error < 1e-9, "{}: NMSE {error:e}", file.display());
         }
     }
+}
+
+fn check_encoders(device: &str, exact: bool) {
+    let wanted = [
+        ("hidden", PoolingChoice::Rows),
+        ("embedding_mean", PoolingChoice::Raw(Pooling::Mean)),
+        ("embedding_cls", PoolingChoice::Raw(Pooling::Cls)),
+    ];
+    for folder in folders(&["bert"]) {
+        let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden file");
+        let tensors = SafeTensors::deserialize(&bytes).expect("golden tensors");
+        let ids: Vec<u32> = i64s(&tensors, "ids").iter().map(|&id| id as u32).collect();
+        for file in model_files(&folder) {
+            for (name, pooling) in wanted {
+                let options = ModelOptions { lower: LowerOptions { pooling }, ..f32_options() };
+                let (_, mut runner) = runner(&file, device, options, exact);
+                let mut sequence = runner.begin(128);
+                let got = all_logits(&mut runner, &mut sequence, &ids);
+                let error = nmse(&f32s(&tensors, name), &got);
+                println!("{device} {} {name}: NMSE {error:.1e}", file.display());
+                assert!(error < 1e-9, "{device} {} {name}: NMSE {error:e}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn reference_meets_the_golden_embeddings() {
+    check_encoders("ref0", false);
 }
