@@ -5,4 +5,5 @@ pub mod executor;
 pub mod kv;
 pub mod model;
 pub mod runner;
+pub mod self_test;
 pub mod text;
