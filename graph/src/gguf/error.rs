@@ -51,8 +51,8 @@ pub enum GgufError {
     #[error("tensor `{name}`: dimensions {shape:?} (innermost first) overflow 64 bits")]
     Overflow { name: String, shape: Vec<u64> },
     #[error(
-        "tensor `{name}`: type {id} is not known (expected one of those `trefoil formats` lists); \
-         convert or quantise the model to one of them"
+        "tensor `{name}`: type {id} is not one of the known block types; \
+         convert or quantise the model to a known one such as Q4_K, Q8_0 or BF16"
     )]
     TensorType { name: String, id: u32 },
     #[error(
