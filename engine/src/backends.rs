@@ -11,8 +11,19 @@ use trefoil_telemetry::{Bytes, Clock, SystemClock, host_memory};
 pub struct Backends {
     /// Devices that may be used.
     pub devices: Vec<Arc<dyn Device>>,
+    /// Devices that are here and may not be used.
+    pub refused: Vec<Refused>,
     /// Budgets.
     pub memory: MemoryManager,
+}
+
+/// A device that did not come up.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Refused {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// How the devices are set up.
@@ -31,14 +42,23 @@ const UNKNOWN_HOST: Bytes = Bytes(4 << 30);
 
 impl Backends {
     /// Finds the devices of this machine.
-    pub fn detect(_options: BackendOptions) -> Self {
+    pub fn detect(options: BackendOptions) -> Self {
         let memory = MemoryManager::default();
         let total = host_memory().total;
         let budget = total.map_or(UNKNOWN_HOST, |t| Bytes((t.0 as f64 * HOST_SHARE) as u64));
         memory.set_budget(DomainId::HOST, budget);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-        let devices = vec![trefoil_devices_ref::device(memory.clone(), clock)];
-        Self { devices, memory }
+        let mut devices = Vec::new();
+        let mut refused = Vec::new();
+        let BackendOptions { threads, exact } = options;
+        match trefoil_devices_cpu::device(threads, exact, memory.clone(), clock.clone()) {
+            Ok(device) => devices.push(device),
+            Err(error) => {
+                refused.push(Refused { name: "cpu0".to_owned(), reason: error.to_string() })
+            }
+        }
+        devices.push(trefoil_devices_ref::device(memory.clone(), clock));
+        Self { devices, refused, memory }
     }
 
     /// What the planner needs to know of the devices.

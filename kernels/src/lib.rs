@@ -2,5 +2,8 @@
 
 pub mod blocks;
 pub mod cases;
+pub mod cpu;
 pub mod host;
 pub mod reference;
+#[cfg(test)]
+mod testing;

@@ -157,3 +157,20 @@ fn check_encoders(device: &str, exact: bool) {
 fn reference_meets_the_golden_embeddings() {
     check_encoders("ref0", false);
 }
+
+#[test]
+fn cpu_meets_the_golden_logits_in_f32() {
+    check_decoders("cpu0", &f32_options(), true, 1e-9);
+}
+
+#[test]
+fn cpu_meets_the_golden_logits_with_f16_keys_and_values() {
+    let options = ModelOptions { kv_type: KvType::F16, ..ModelOptions::default() };
+    check_decoders("cpu0", &options, true, 1e-4);
+    check_decoders("ref0", &options, true, 1e-4);
+}
+
+#[test]
+fn cpu_meets_the_golden_embeddings() {
+    check_encoders("cpu0", true);
+}

@@ -59,3 +59,13 @@ fn check(device: &str, exact: bool, tolerance: f64) {
 fn reference_meets_the_golden_logits_of_every_block_type() {
     check("ref0", false, 1e-9);
 }
+
+#[test]
+fn cpu_meets_the_golden_logits_of_every_block_type_in_f32() {
+    check("cpu0", true, 1e-9);
+}
+
+#[test]
+fn cpu_meets_the_golden_logits_of_every_block_type_with_rounded_activations() {
+    check("cpu0", false, 5e-3);
+}

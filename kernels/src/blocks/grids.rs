@@ -16,7 +16,7 @@ static MASKS: &[u8; 4 * 821 + 2 * 512] = include_bytes!("grids.bin");
 
 /// Which codebook.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Grid {
+pub(crate) enum Grid {
     /// 2048 vectors of 8 elements -1, 0, 1; also IQ1_M.
     Iq1S,
     /// 256 vectors of 8.
@@ -37,21 +37,34 @@ const IQ3_XXS: &[i8] = &[4, 12, 20, 28, 36, 44, 52, 62];
 const IQ3_S: &[i8] = &[1, 3, 5, 7, 9, 11, 13, 15];
 
 impl Grid {
-    /// All vectors, eight (IQ3: four) elements each.
-    pub(super) fn vectors(self) -> &'static [i8] {
+    /// Vector number `index`: eight (IQ3: four) elements.
+    ///
+    /// # Panics
+    /// If there is none; the formats' index fields cannot name one.
+    pub(crate) fn vector(self, index: usize) -> &'static [i8] {
         static TABLES: [OnceLock<Vec<i8>>; 6] = [const { OnceLock::new() }; 6];
-        TABLES[self as usize].get_or_init(|| self.unpack())
+        let table = TABLES[self as usize].get_or_init(|| self.unpack());
+        let width = self.width();
+        &table[index * width..(index + 1) * width]
+    }
+
+    fn width(self) -> usize {
+        match self {
+            Self::Iq3Xxs | Self::Iq3S => 4,
+            _ => 8,
+        }
     }
 
     fn unpack(self) -> Vec<i8> {
-        let (offset, width, values, count) = match self {
-            Self::Iq1S => (0, 8, TERNARY, 2048),
-            Self::Iq2Xxs => (821, 8, IQ2, 256),
-            Self::Iq2Xs => (2 * 821, 8, IQ2, 512),
-            Self::Iq2S => (3 * 821, 8, IQ2, 1024),
-            Self::Iq3Xxs => (4 * 821, 4, IQ3_XXS, 256),
-            Self::Iq3S => (4 * 821 + 512, 4, IQ3_S, 512),
+        let (offset, values, count) = match self {
+            Self::Iq1S => (0, TERNARY, 2048),
+            Self::Iq2Xxs => (821, IQ2, 256),
+            Self::Iq2Xs => (2 * 821, IQ2, 512),
+            Self::Iq2S => (3 * 821, IQ2, 1024),
+            Self::Iq3Xxs => (4 * 821, IQ3_XXS, 256),
+            Self::Iq3S => (4 * 821 + 512, IQ3_S, 512),
         };
+        let width = self.width();
         let mut table = Vec::with_capacity(count * width);
         for number in 0..values.len().pow(width as u32) {
             if MASKS[offset + number / 8] >> (number % 8) & 1 == 0 {
@@ -70,7 +83,7 @@ impl Grid {
 
 /// Signs of eight elements from seven bits: bit `i` set means element `i` is negative, the eighth
 /// makes the number of negative elements even.
-pub(super) fn even_signs(seven: u32) -> u8 {
+pub(crate) fn even_signs(seven: u32) -> u8 {
     let seven = (seven & 127) as u8;
     seven | ((seven.count_ones() as u8 & 1) << 7)
 }

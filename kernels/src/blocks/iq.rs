@@ -19,70 +19,66 @@ fn put(out: &mut [f32], d: f32, vector: &[i8], signs: u8) {
     }
 }
 
-fn vector(grid: &'static [i8], width: usize, index: usize) -> &'static [i8] {
-    &grid[index * width..(index + 1) * width]
-}
-
 /// `d`, then for each 32 weights four vector numbers (bytes) and a word of four times seven sign
 /// bits and a four-bit scale.
 pub(super) fn iq2_xxs(block: &[u8], out: &mut [f32]) {
-    let (d, grid) = (half_at(block, 0), Grid::Iq2Xxs.vectors());
+    let (d, grid) = (half_at(block, 0), Grid::Iq2Xxs);
     for (i, part) in out.chunks_exact_mut(8).enumerate() {
         let group = &block[2 + i / 4 * 8..];
         let word = u32_at(group, 4);
         let scale = d * (0.5 + (word >> 28) as f32) * 0.25;
         let index = usize::from(group[i % 4]);
-        put(part, scale, vector(grid, 8, index), even_signs(word >> (7 * (i % 4))));
+        put(part, scale, grid.vector(index), even_signs(word >> (7 * (i % 4))));
     }
 }
 
 /// `d`, 32 words of nine bits of vector number and seven of signs, eight bytes of two scales for
 /// sixteen weights each.
 pub(super) fn iq2_xs(block: &[u8], out: &mut [f32]) {
-    let (d, grid) = (half_at(block, 0), Grid::Iq2Xs.vectors());
+    let (d, grid) = (half_at(block, 0), Grid::Iq2Xs);
     for (i, part) in out.chunks_exact_mut(8).enumerate() {
         let word = u16_at(block, 2 + 2 * i);
         let nibble = block[66 + i / 4] >> (i % 4 / 2 * 4) & 15;
         let scale = d * (0.5 + f32::from(nibble)) * 0.25;
         let index = usize::from(word & 511);
-        put(part, scale, vector(grid, 8, index), even_signs(u32::from(word >> 9)));
+        put(part, scale, grid.vector(index), even_signs(u32::from(word >> 9)));
     }
 }
 
 /// `d`, 32 bytes of low vector numbers, 32 bytes of signs, 8 bytes of high number bits (two for each
 /// vector), 8 bytes of scales as in IQ2_XS.
 pub(super) fn iq2_s(block: &[u8], out: &mut [f32]) {
-    let (d, grid) = (half_at(block, 0), Grid::Iq2S.vectors());
+    let (d, grid) = (half_at(block, 0), Grid::Iq2S);
     for (i, part) in out.chunks_exact_mut(8).enumerate() {
         let high = block[66 + i / 4] >> (2 * (i % 4)) & 3;
         let nibble = block[74 + i / 4] >> (i % 4 / 2 * 4) & 15;
         let scale = d * (0.5 + f32::from(nibble)) * 0.25;
         let index = usize::from(block[2 + i]) | usize::from(high) << 8;
-        put(part, scale, vector(grid, 8, index), block[34 + i]);
+        put(part, scale, grid.vector(index), block[34 + i]);
     }
 }
 
 /// `d`, 64 bytes of vector numbers, then for each 32 weights a word of signs and scale as in IQ2_XXS.
 pub(super) fn iq3_xxs(block: &[u8], out: &mut [f32]) {
-    let (d, grid) = (half_at(block, 0), Grid::Iq3Xxs.vectors());
+    let (d, grid) = (half_at(block, 0), Grid::Iq3Xxs);
     for (i, part) in out.chunks_exact_mut(4).enumerate() {
         let word = u32_at(block, 66 + i / 8 * 4);
         let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
         let signs = even_signs(word >> (7 * (i % 8 / 2)));
-        put(part, scale, vector(grid, 4, usize::from(block[2 + i])), signs >> (4 * (i % 2)));
+        put(part, scale, grid.vector(usize::from(block[2 + i])), signs >> (4 * (i % 2)));
     }
 }
 
 /// `d`, 64 bytes of low vector numbers, 8 bytes of their ninth bits, 32 bytes of signs, 4 bytes of
 /// scales, two for 32 weights each.
 pub(super) fn iq3_s(block: &[u8], out: &mut [f32]) {
-    let (d, grid) = (half_at(block, 0), Grid::Iq3S.vectors());
+    let (d, grid) = (half_at(block, 0), Grid::Iq3S);
     for (i, part) in out.chunks_exact_mut(4).enumerate() {
         let ninth = block[66 + i / 8] >> (i % 8) & 1;
         let nibble = block[106 + i / 16] >> (i % 16 / 8 * 4) & 15;
         let scale = d * (1.0 + 2.0 * f32::from(nibble));
         let index = usize::from(block[2 + i]) | usize::from(ninth) << 8;
-        put(part, scale, vector(grid, 4, index), block[74 + i / 2] >> (4 * (i % 2)));
+        put(part, scale, grid.vector(index), block[74 + i / 2] >> (4 * (i % 2)));
     }
 }
 
@@ -97,12 +93,12 @@ fn put_shifted(out: &mut [f32], d: f32, vector: &[i8], negative: bool) {
 /// `d`, 32 bytes of low vector numbers, then a word for each 32 weights: four times three high
 /// number bits, three bits of scale, sign of the offset.
 pub(super) fn iq1_s(block: &[u8], out: &mut [f32]) {
-    let (d, grid) = (half_at(block, 0), Grid::Iq1S.vectors());
+    let (d, grid) = (half_at(block, 0), Grid::Iq1S);
     for (i, part) in out.chunks_exact_mut(8).enumerate() {
         let word = u16_at(block, 34 + i / 4 * 2);
         let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
         let index = usize::from(block[2 + i]) | usize::from(word >> (3 * (i % 4)) & 7) << 8;
-        put_shifted(part, scale, vector(grid, 8, index), word >> 15 == 1);
+        put_shifted(part, scale, grid.vector(index), word >> 15 == 1);
     }
 }
 
@@ -110,7 +106,7 @@ pub(super) fn iq1_s(block: &[u8], out: &mut [f32]) {
 /// sign of the offset), four words of four times three bits of scale for sixteen weights each, whose
 /// top halves together are `d`.
 pub(super) fn iq1_m(block: &[u8], out: &mut [f32]) {
-    let grid = Grid::Iq1S.vectors();
+    let grid = Grid::Iq1S;
     let words: [u16; 4] = std::array::from_fn(|i| u16_at(block, 48 + 2 * i));
     let bits = words.iter().enumerate().fold(0, |bits, (i, word)| bits | (word >> 12) << (4 * i));
     let d = half::f16::from_bits(bits).to_f32();
@@ -119,7 +115,7 @@ pub(super) fn iq1_m(block: &[u8], out: &mut [f32]) {
         let sixteen = i / 2;
         let scale = d * f32::from(2 * (words[sixteen / 4] >> (3 * (sixteen % 4)) & 7) + 1);
         let index = usize::from(block[i]) | usize::from(high & 7) << 8;
-        put_shifted(part, scale, vector(grid, 8, index), high & 8 != 0);
+        put_shifted(part, scale, grid.vector(index), high & 8 != 0);
     }
 }
 

@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 use trefoil_graph::{BLOCK_TABLE, BlockType};
 
 use super::*;
+use crate::testing::{nmse, normal};
 
 fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -69,28 +70,6 @@ fn eight_bit_blocks_skip_their_sums() {
     let mut out = [0.0; 256];
     decode_row(BlockType::Q8_K, &block, &mut out);
     assert_eq!((out[0], out[255]), (0.0, 25.0));
-}
-
-/// Standard normal numbers (Box and Muller on a multiplicative generator).
-fn normal(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed * 2 + 1;
-    let mut uniform = move || {
-        state = state.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    };
-    (0..n)
-        .map(|_| {
-            let (radius, angle) =
-                ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
-            (radius * angle.cos()) as f32
-        })
-        .collect()
-}
-
-fn nmse(want: &[f32], got: &[f32]) -> f64 {
-    let error: f64 =
-        want.iter().zip(got).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
-    error / want.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>()
 }
 
 fn round_trip(block: BlockType, row: &[f32]) -> Vec<f32> {

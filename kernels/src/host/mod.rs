@@ -26,11 +26,13 @@ pub struct NormArgs<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// Cosines and sines of a step's rows: `pairs` of them per row.
+/// Cosines and sines of a step's rows, `[rows, pairs]` each, magnitude applied.
 #[derive(Clone, Copy, Debug)]
 pub struct Turns<'a> {
-    /// `(cos, sin)`, row after row, magnitude applied.
-    pub values: &'a [(f32, f32)],
+    /// Cosines.
+    pub cos: &'a [f32],
+    /// Sines.
+    pub sin: &'a [f32],
     /// Pairs per row.
     pub pairs: usize,
 }

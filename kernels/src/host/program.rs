@@ -6,7 +6,7 @@ use trefoil_graph::{
     KvShape, LayerGraph, Lifetime, NodeIndex, Rows, Segment, StepInputs, assign_slots,
 };
 
-use super::{HostKernels, HostScratch, KvView, NormArgs, Turns, decode_vector};
+use super::{HostKernels, HostScratch, KvView, NormArgs, decode_vector};
 
 /// Layout of a layer's pages: page `p` holds keys, then values, each `[kv_heads][page_tokens]
 /// [head_dim]`.
@@ -351,9 +351,7 @@ where
         }
         Op::Linear(op) => kernels.linear(op, bias, input(0)?, out),
         Op::Rope(op) => {
-            let pairs = op.table.frequencies.len();
-            let values = read.scratch.turns(&op.table);
-            kernels.rope(op, Turns { values, pairs }, input(0)?, out);
+            kernels.rope(op, read.scratch.turns(&op.table), input(0)?, out);
         }
         Op::KvWrite(op) => {
             let kv = &mut kv[instruction.kv];

@@ -3,12 +3,20 @@ use std::collections::HashMap;
 use trefoil_graph::StepInputs;
 use trefoil_graph::ops::RopeTable;
 
+use super::Turns;
+
 /// Memory that a queue's programs share, one run at a time: tensor slots, and the step's rope turns.
 #[derive(Debug, Default)]
 pub struct HostScratch {
     pub(super) slots: Vec<Vec<f32>>,
-    turns: HashMap<usize, Vec<(f32, f32)>>,
+    turns: HashMap<usize, Angles>,
     turns_ready: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl HostScratch {
@@ -35,15 +43,16 @@ impl HostScratch {
         let key = std::ptr::from_ref(table) as usize;
         let turns = self.turns.entry(key).or_default();
         if !self.turns_ready.contains(&key) {
-            turns.clear();
+            turns.cos.clear();
+            turns.sin.clear();
             for sequence in &step.sequences {
-                let rows = sequence.first_row..sequence.first_row + sequence.rows;
-                for row in rows {
+                for row in sequence.first_row..sequence.first_row + sequence.rows {
                     let position = step.positions[row as usize];
-                    turns.extend(
-                        (0..table.frequencies.len())
-                            .map(|pair| table.turn(position, pair, sequence.long_rope)),
-                    );
+                    for pair in 0..table.frequencies.len() {
+                        let (cos, sin) = table.turn(position, pair, sequence.long_rope);
+                        turns.cos.push(cos);
+                        turns.sin.push(sin);
+                    }
                 }
             }
             self.turns_ready.push(key);
@@ -51,7 +60,11 @@ impl HostScratch {
     }
 
     /// What [`Self::make_turns`] made for `table`.
-    pub(super) fn turns(&self, table: &RopeTable) -> &[(f32, f32)] {
-        self.turns.get(&(std::ptr::from_ref(table) as usize)).map_or(&[], Vec::as_slice)
+    pub(super) fn turns(&self, table: &RopeTable) -> Turns<'_> {
+        let pairs = table.frequencies.len();
+        match self.turns.get(&(std::ptr::from_ref(table) as usize)) {
+            Some(Angles { cos, sin }) => Turns { cos, sin, pairs },
+            None => Turns { cos: &[], sin: &[], pairs },
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 mod attention;
 mod elementwise;
-mod moe;
+pub(crate) mod moe;
 
 use trefoil_graph::ops::{
     Activation, Attention, Embed, Experts, Gate, KvWrite, Linear, NormKind, Pool, Pooling, Rope,
@@ -94,20 +94,21 @@ impl HostKernels for Reference {
     }
 
     fn rope(&mut self, op: &Rope, turns: Turns<'_>, x: &[f32], out: &mut [f32]) {
-        let rows = turns.values.len() / turns.pairs;
+        let rows = turns.cos.len() / turns.pairs;
         let width = x.len() / rows.max(1);
         out.copy_from_slice(x);
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
-            let turns = &turns.values[r * turns.pairs..(r + 1) * turns.pairs];
+            let angles = r * turns.pairs..(r + 1) * turns.pairs;
+            let (cos, sin) = (&turns.cos[angles.clone()], &turns.sin[angles]);
             for head in out.chunks_exact_mut(op.head_dim) {
-                for (pair, (cos, sin)) in turns.iter().enumerate() {
+                for pair in 0..turns.pairs {
                     let (i, j) = match op.style {
                         RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
-                        RopeStyle::Halves => (pair, pair + turns.len()),
+                        RopeStyle::Halves => (pair, pair + turns.pairs),
                     };
                     let (a, b) = (head[i], head[j]);
-                    head[i] = a * cos - b * sin;
-                    head[j] = a * sin + b * cos;
+                    head[i] = a * cos[pair] - b * sin[pair];
+                    head[j] = a * sin[pair] + b * cos[pair];
                 }
             }
         }
@@ -197,21 +198,7 @@ impl HostKernels for Reference {
     }
 
     fn pool(&mut self, op: &Pool, step: &StepInputs, x: &[f32], out: &mut [f32]) {
-        let width = x.len() / step.tokens.len().max(1);
-        for (sequence, out) in step.sequences.iter().zip(out.chunks_exact_mut(width)) {
-            let (first, count) = (sequence.first_row as usize, sequence.rows as usize);
-            let row = |r: usize| &x[r * width..(r + 1) * width];
-            match op.pooling {
-                Pooling::Cls => out.copy_from_slice(row(first)),
-                Pooling::Last => out.copy_from_slice(row(first + count - 1)),
-                Pooling::Mean => {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        let sum: f64 = (first..first + count).map(|r| f64::from(row(r)[i])).sum();
-                        *out = (sum / count as f64) as f32;
-                    }
-                }
-            }
-        }
+        pool_rows(op.pooling, step, x, out);
     }
 
     fn normalise(&mut self, width: usize, x: &[f32], out: &mut [f32]) {
@@ -219,6 +206,25 @@ impl HostKernels for Reference {
             let length = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
             let factor = if length > 0.0 { 1.0 / length } else { 0.0 };
             out.iter_mut().zip(x).for_each(|(out, x)| *out = (f64::from(*x) * factor) as f32);
+        }
+    }
+}
+
+/// Pools each sequence's rows of `x` into its row of `out`.
+pub(crate) fn pool_rows(pooling: Pooling, step: &StepInputs, x: &[f32], out: &mut [f32]) {
+    let width = x.len() / step.tokens.len().max(1);
+    for (sequence, out) in step.sequences.iter().zip(out.chunks_exact_mut(width)) {
+        let (first, count) = (sequence.first_row as usize, sequence.rows as usize);
+        let row = |r: usize| &x[r * width..(r + 1) * width];
+        match pooling {
+            Pooling::Cls => out.copy_from_slice(row(first)),
+            Pooling::Last => out.copy_from_slice(row(first + count - 1)),
+            Pooling::Mean => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    let sum: f64 = (first..first + count).map(|r| f64::from(row(r)[i])).sum();
+                    *out = (sum / count as f64) as f32;
+                }
+            }
         }
     }
 }
