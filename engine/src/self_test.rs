@@ -63,8 +63,7 @@ pub fn run_case(device: &dyn Device, case: &Case, half: bool) -> Result<Vec<f32>
         let buffer = device.alloc(AllocRequest { domain, bytes, purpose })?;
         match binding.role {
             Role::Input(node) => {
-                let index = segment.inputs.iter().position(|&n| n == node);
-                let values = &case.inputs[index.expect("an input of the segment")];
+                let values = case.input(node);
                 buffer.write()?[..values.len() * 4].copy_from_slice(bytemuck::cast_slice(values));
             }
             Role::Output(node) if node == case.graph.output() => output = Some(buffer.clone()),

@@ -31,14 +31,21 @@ pub struct Case {
     pub graph: Arc<LayerGraph>,
     /// Rows.
     pub step: StepInputs,
-    /// Values of the segment's inputs, in its order.
-    pub inputs: Vec<Vec<f32>>,
+    /// Values of the op's inputs, in the order of unit 0's nodes.
+    inputs: Vec<Vec<f32>>,
 }
 
 impl Case {
     /// The segment under test.
     pub fn segment(&self) -> Segment {
         self.graph.segment(&[UnitId(1)])
+    }
+
+    /// Values of one of the segment's inputs.
+    pub fn input(&self, node: NodeIndex) -> &[f32] {
+        let sources = &self.graph.unit(UnitId(0)).nodes;
+        let index = sources.iter().position(|&source| source == node);
+        &self.inputs[index.expect("inputs are made in unit 0")]
     }
 }
 
