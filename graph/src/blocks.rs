@@ -6,7 +6,9 @@
 use std::fmt;
 
 /// Layout of a stored tensor's elements. Quantised formats store blocks of weights with their scales.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[allow(missing_docs, non_camel_case_types)] // names are the format's own
 pub enum BlockType {
     F32,

@@ -89,8 +89,14 @@ impl Weight {
     ) -> Option<Self> {
         let row = usize::try_from(block.row_bytes(cols as u64)?).ok()?;
         let end = offset.checked_add(rows.checked_mul(row)?)?;
-        (end <= storage.bytes().len())
-            .then(|| Self { name: name.into(), block, rows, cols, storage, offset })
+        (end <= storage.bytes().len()).then(|| Self {
+            name: name.into(),
+            block,
+            rows,
+            cols,
+            storage,
+            offset,
+        })
     }
 
     /// An owned F32 weight, for values that no file holds in this form.

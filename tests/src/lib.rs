@@ -1,1 +1,5 @@
-//! End-to-end and cross-crate tests.
+//! End-to-end and cross-crate tests: what they share.
+
+pub mod golden;
+pub mod mutation;
+pub mod numbers;

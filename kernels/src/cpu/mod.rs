@@ -10,6 +10,7 @@
 
 mod attention;
 mod elementwise;
+mod host;
 mod kv;
 mod lanes;
 mod level;
@@ -28,6 +29,7 @@ pub use elementwise::{
     Activation, activate, add, add_bias, add_scaled, gated, gather_rows, multiply, multiply_rows,
     scale, scatter_add, softcap,
 };
+pub use host::CpuKernels;
 pub use kv::{KvFormat, KvLayout, KvSlot, kv_write};
 pub use level::Level;
 pub use linear::{Form, Input, Int8Support, Matrix, Projection, int8_support, linear, linear_many};
