@@ -14,7 +14,10 @@ pub fn can_encode(block: BlockType) -> bool {
     encoder(block).is_some()
 }
 
-fn encoder(block: BlockType) -> Option<fn(&[f32], &mut [u8])> {
+/// Makes one block.
+type Encoder = fn(&[f32], &mut [u8]);
+
+fn encoder(block: BlockType) -> Option<Encoder> {
     Some(match block {
         BlockType::F32 => f32_block,
         BlockType::F16 => f16_block,

@@ -43,7 +43,7 @@ pub enum Activation {
 #[inline(always)]
 fn activated(kind: Activation, x: f32) -> f32 {
     /// sqrt(2 / π) * 2, the doubling from `(1 + tanh u) / 2 = sigmoid(2u)`.
-    const TANH_STEP: f32 = 1.595_769_1;
+    const TANH_STEP: f32 = 1.595_769;
     match kind {
         Activation::Silu => x * math::sigmoid(x),
         Activation::GeluTanh => x * math::sigmoid(TANH_STEP * (0.044_715 * x * x).mul_add(x, x)),

@@ -70,7 +70,7 @@ pub(super) fn erf(x: f32) -> f32 {
     let p = p.mul_add(z, -0.026_854_329);
     let p = p.mul_add(z, 0.112_835_97);
     let p = p.mul_add(z, -0.376_126_27);
-    let p = p.mul_add(z, 1.128_379_2);
+    let p = p.mul_add(z, std::f32::consts::FRAC_2_SQRT_PI);
     let near = size * p;
     // -ln(1 - erf x) on 1 < |x| < 4, error 1e-8; beyond 4 the result rounds to 1.
     let t = if size > 4.0 { 4.0 } else { size };

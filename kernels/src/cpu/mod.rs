@@ -21,6 +21,8 @@ mod pool;
 mod rope;
 mod scratch;
 mod simd;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{Attention, AttentionRow, attention};
 pub use elementwise::{

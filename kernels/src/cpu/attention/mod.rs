@@ -6,6 +6,8 @@
 //! operations in the same order in any batch.
 
 mod job;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 

@@ -52,6 +52,7 @@ fn put<const M: usize, const N: usize>(results: [[f32; N]; M], out: &mut [f32], 
 }
 
 /// Products of `M` rows with `N` weight rows: sixteen partial sums each, see [`super::super::lanes`].
+#[expect(clippy::needless_range_loop, reason = "lanes of several arrays at once")]
 #[inline(always)]
 fn block<const M: usize, const N: usize>(
     weights: &[f32],

@@ -112,11 +112,6 @@ impl Rounded {
         };
         (panel, range)
     }
-
-    /// All codes, row after row.
-    pub(super) fn codes(&self) -> &[i8] {
-        &self.codes[..self.rows * self.columns]
-    }
 }
 
 /// `[m][columns]` to `[columns / 4][m][4]`.

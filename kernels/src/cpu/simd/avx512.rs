@@ -52,6 +52,3 @@ pub(super) fn turn_16(rows: [__m512; 16]) -> [__m512; 16] {
     }
     out
 }
-
-use super::super::linear::{Panel, PanelSums, Tile};
-pub(super) unsafe fn tile(_: &Tile<'_>, _: &Panel<'_>, _: &PanelSums<'_>, _: &mut [f32]) {}

@@ -22,10 +22,10 @@ pub(in crate::cpu) fn tile(
     out: &mut [f32],
 ) {
     check(tile, panel, sums, out);
-    #[cfg(any())]
+    #[cfg(target_arch = "x86_64")]
     if level == Level::Avx512 {
         // SAFETY: the level has AVX-512; sizes were checked above.
-        return unsafe { super::avx512::tile(tile, panel, sums, out) };
+        return unsafe { super::avx512_tile::tile(tile, panel, sums, out) };
     }
     match tile.form.scaling {
         Scaling::Single => single_at(level, tile, panel, sums, out),
