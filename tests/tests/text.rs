@@ -1,11 +1,15 @@
 //! Tokenizers and chat templates against the reference data.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use trefoil_engine::text::template::{ChatTemplate, CivilTime, Conversation, TemplateError};
+use trefoil_engine::text::{DecodeOptions, EncodeOptions, Tokenizer};
+use trefoil_graph::{ModelFile, Storage};
 use trefoil_tests::golden;
 
 /// The lines of a file of JSON objects.
@@ -103,4 +107,145 @@ fn chat_templates_render_as_the_reference_does() {
         }
     }
     assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[derive(Deserialize)]
+struct TextCase {
+    text: String,
+    ids: Vec<u32>,
+    add_special: bool,
+    parse_special: bool,
+}
+
+/// The tokenizer of a GGUF file, which may be compressed.
+fn tokenizer_of(path: &Path) -> Tokenizer {
+    let label = path.display().to_string();
+    let file = if path.extension().is_some_and(|extension| extension == "gz") {
+        let mut bytes = Vec::new();
+        let packed = std::fs::File::open(path).expect("the file is there");
+        flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).expect("it is gzip");
+        ModelFile::from_storage(Arc::new(Storage::Owned(bytes)), &label)
+    } else {
+        ModelFile::open(path)
+    };
+    let file = file.unwrap_or_else(|error| panic!("{label}: {error}"));
+    Tokenizer::from_metadata(&file.metadata).unwrap_or_else(|error| panic!("{label}: {error}"))
+}
+
+/// Whether decoding gives the text back.
+#[derive(Clone, Copy, PartialEq)]
+enum Reversible {
+    Always,
+    /// All but U+2581, which comes back as a space.
+    ExceptMetaspace,
+    Never,
+}
+
+/// Every line of a file of texts encodes to the reference ids, and these decode to the text.
+fn check_texts(name: &str, tokenizer: &Tokenizer, texts: &Path, reversible: Reversible) {
+    let cases: Vec<TextCase> = json_lines(texts);
+    assert!(!cases.is_empty());
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let TextCase { text, ids, add_special, parse_special } = case;
+        let options = EncodeOptions { add_special: *add_special, parse_special: *parse_special };
+        let got = tokenizer.encode(text, options);
+        if got != *ids {
+            wrong.push(format!("{text:?} {options:?}\n  expected {ids:?}\n  got      {got:?}"));
+        }
+        // what was put around the text is no part of it
+        let plain = tokenizer.encode(text, EncodeOptions { add_special: false, ..options });
+        let back = tokenizer.decode(&plain, DecodeOptions { special: true });
+        let expected = match reversible {
+            Reversible::Always => text.clone(),
+            Reversible::ExceptMetaspace => text.replace('\u{2581}', " "),
+            Reversible::Never => continue,
+        };
+        if back != expected {
+            wrong.push(format!("{text:?} {options:?}\n  decoded  {back:?} from {plain:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{name}: {} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn vocabularies_encode_as_the_reference_does() {
+    let folder = golden::part("vocab");
+    let mut checked = 0;
+    for (name, reversible) in [
+        ("llama-bpe", Reversible::Always),
+        ("qwen2", Reversible::Always),
+        ("gpt-2", Reversible::Always),
+        ("llama-spm", Reversible::ExceptMetaspace),
+        ("bert-bge", Reversible::Never),
+        ("gemma-4", Reversible::ExceptMetaspace),
+    ] {
+        let file = folder.join(format!("{name}.gguf.gz"));
+        if golden::shared().is_none() && !file.exists() {
+            continue; // not in the carried part
+        }
+        let tokenizer = tokenizer_of(&file);
+        let texts = folder.join(format!("{name}.texts.jsonl"));
+        check_texts(name, &tokenizer, &texts, reversible);
+        checked += 1;
+    }
+    assert!(checked > 0, "no vocabulary was found in {}", folder.display());
+}
+
+/// Files of real models, where `TREFOIL_REAL_MODELS` names a folder that holds them.
+#[test]
+fn real_models_encode_as_the_reference_does() {
+    let (Some(shared), Some(models)) = (golden::shared(), std::env::var_os("TREFOIL_REAL_MODELS"))
+    else {
+        return;
+    };
+    let folder = shared.join("golden/real");
+    for (name, reversible) in
+        [("smollm2", Reversible::Always), ("gemma3-270m", Reversible::ExceptMetaspace)]
+    {
+        let facts = std::fs::read_to_string(folder.join(format!("{name}.json")))
+            .expect("facts about the model are there");
+        let facts: Value = serde_json::from_str(&facts).expect("they are JSON");
+        let file = facts["source"]["file"].as_str().expect("they name the file");
+        let file = Path::new(file).file_name().expect("it has a name");
+        let tokenizer = tokenizer_of(&PathBuf::from(&models).join(file));
+        let texts = folder.join(format!("{name}.texts.jsonl"));
+        check_texts(name, &tokenizer, &texts, reversible);
+    }
+}
+
+/// `tokenizer.json` and the GGUF file of each tiny model give the ids of its prompt.
+#[test]
+fn tiny_models_encode_their_prompt() {
+    let folder = golden::part("models");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+        let model = entry.expect("the folder can be read").path();
+        let golden = std::fs::read(model.join("golden.safetensors")).expect("results are there");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&golden).expect("a header");
+        let text = &header.metadata().as_ref().expect("facts")["text"];
+        let tensors = safetensors::SafeTensors::deserialize(&golden).expect("tensors");
+        let ids: Vec<u32> = tensors
+            .tensor("ids")
+            .expect("the prompt")
+            .data()
+            .chunks_exact(8)
+            .map(|bytes| i64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+            .map(|id| u32::try_from(id).expect("a token id"))
+            .collect();
+        let from_json = Tokenizer::from_folder(&model)
+            .unwrap_or_else(|error| panic!("{}: {error}", model.display()));
+        let mut tokenizers = vec![from_json];
+        for file in ["model-f32.gguf", "model-mxfp4.gguf"].map(|name| model.join(name)) {
+            if file.exists() {
+                tokenizers.push(tokenizer_of(&file));
+            }
+        }
+        for tokenizer in tokenizers {
+            let options = EncodeOptions { add_special: true, parse_special: true };
+            assert_eq!(tokenizer.encode(text, options), ids, "{}", model.display());
+        }
+        checked += 1;
+    }
+    assert!(checked > 0 || golden::shared().is_none());
 }

@@ -6,5 +6,7 @@
 //! [`sampling::Sampler`]) is a value of its own.
 
 pub mod template;
+pub mod tokenizer;
 
 pub use template::{ChatTemplate, TemplateError};
+pub use tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerError};
