@@ -18,3 +18,8 @@ pub(crate) fn carried(name: &str) -> PathBuf {
 pub(crate) fn part(name: &str) -> PathBuf {
     golden().map_or_else(|| carried(name), |golden| golden.join(name))
 }
+
+/// The small model that is part of the program.
+pub(crate) fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/trefoil-demo-Q4_K_M.gguf")
+}

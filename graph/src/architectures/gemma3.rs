@@ -1,7 +1,7 @@
 //! Gemma 3: local and global layers with a rope base each, norms before and after, scaled embedding.
 
 use crate::NodeIndex;
-use crate::hyper::HyperError;
+use crate::hyper::{HyperError, Keys};
 use crate::lowering::{AttentionStyle, LowerError, Lowering};
 use crate::model_file::Origin;
 use crate::ops::{Nonlinearity, RopeStyle, SoftCap};
@@ -19,7 +19,7 @@ pub(super) fn lower(model: &mut Lowering<'_>) -> Result<NodeIndex, LowerError> {
     };
     let keys = model.keys()?;
     let local_base = keys.number("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
-    let local_layers = local_layers(model)?;
+    let pattern = Pattern::read(&keys, model.hyper.layers)?;
     let logit_cap = keys.number("final_logit_softcapping")?.filter(|cap| *cap > 0.0);
     let scale = match keys.number("attention.scale")? {
         Some(scale) => scale,
@@ -43,8 +43,8 @@ pub(super) fn lower(model: &mut Lowering<'_>) -> Result<NodeIndex, LowerError> {
         ..global.clone()
     };
     let mut x = model.embed((model.hyper.embedding as f64).sqrt() as f32)?;
-    for (layer, is_local) in local_layers.into_iter().enumerate() {
-        let style = if is_local { &local } else { &global };
+    for layer in 0..model.hyper.layers {
+        let style = if pattern.is_local(layer) { &local } else { &global };
         x = model.attention_block(layer, x, style, Some("post_attention_norm"))?;
         x = model.gated_ffn(layer, x, Nonlinearity::GeluTanh, Some("post_ffw_norm"))?;
     }
@@ -55,24 +55,34 @@ pub(super) fn lower(model: &mut Lowering<'_>) -> Result<NodeIndex, LowerError> {
     }
 }
 
-/// For each layer: is it local? The file gives the distance between global layers, or a truth value
-/// for each layer.
-fn local_layers(model: &Lowering<'_>) -> Result<Vec<bool>, LowerError> {
-    const KEY: &str = "attention.sliding_window_pattern";
-    let keys = model.keys()?;
-    let layers = model.hyper.layers;
-    if let Some(local) = keys.truths(KEY)? {
-        if local.len() != layers {
-            return Err(LowerError::Hyper(HyperError::Range {
+/// Which layers are local.
+enum Pattern<'m> {
+    /// All but every so manieth.
+    Distance(usize),
+    /// Those that the file lists as such.
+    List(&'m [bool]),
+}
+
+impl<'m> Pattern<'m> {
+    fn read(keys: &Keys<'m>, layers: usize) -> Result<Self, HyperError> {
+        const KEY: &str = "attention.sliding_window_pattern";
+        match keys.truths(KEY)? {
+            None => Ok(Self::Distance(keys.size_or(KEY, PATTERN)?)),
+            Some(list) if list.len() == layers => Ok(Self::List(list)),
+            Some(list) => Err(HyperError::Range {
                 key: keys.key(KEY),
                 expected: format!("a truth value for each of {layers} layers, or one number"),
-                got: format!("{} truth values", local.len()),
-            }));
+                got: format!("{} truth values", list.len()),
+            }),
         }
-        return Ok(local.to_vec());
     }
-    let pattern = keys.size_or(KEY, PATTERN)?;
-    Ok((1..=layers).map(|number| number % pattern != 0).collect())
+
+    fn is_local(&self, layer: usize) -> bool {
+        match self {
+            Self::Distance(distance) => !(layer + 1).is_multiple_of(*distance),
+            Self::List(list) => list[layer],
+        }
+    }
 }
 
 #[cfg(test)]
