@@ -1,6 +1,6 @@
 //! Hyper-parameters of a model, read from its metadata and checked.
 
-use crate::metadata::{Metadata, MetadataError};
+use crate::metadata::{Metadata, MetadataError, Value};
 use crate::ops::Pooling;
 
 /// Sizes of a mixture of experts.
@@ -147,6 +147,15 @@ impl<'m> Keys<'m> {
     /// A truth value that may be missing.
     pub(crate) fn truth(&self, name: &str) -> Result<Option<bool>, HyperError> {
         Ok(self.metadata.bool(&self.key(name))?)
+    }
+
+    /// A list of truth values; `None` if the key is missing or holds no list.
+    pub(crate) fn truths(&self, name: &str) -> Result<Option<&'m [bool]>, HyperError> {
+        let Some(field) = self.metadata.field(&self.key(name)) else { return Ok(None) };
+        match field.value() {
+            Value::Array(_) => Ok(Some(field.bools()?)),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod blocks;
 pub mod gguf;
 mod huggingface;
 mod hyper;
+pub mod inspect;
 mod layer_graph;
 mod lowering;
 pub mod metadata;

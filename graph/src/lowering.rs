@@ -132,10 +132,11 @@ pub(crate) struct AttentionStyle {
 
 type Built = Result<NodeIndex, LowerError>;
 
-impl Lowering<'_> {
+impl<'m> Lowering<'m> {
     /// The model's own keys.
-    pub(crate) fn keys(&self) -> Result<Keys<'_>, LowerError> {
-        Ok(Keys::new(&self.file.metadata)?)
+    pub(crate) fn keys(&self) -> Result<Keys<'m>, LowerError> {
+        let file: &'m ModelFile = self.file;
+        Ok(Keys::new(&file.metadata)?)
     }
 
     fn wrong_shape(&self, tensor: &str, expected: String, got: String) -> LowerError {

@@ -1,5 +1,10 @@
 //! Typed access to the fields of a JSON table; `null` counts as missing.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::HuggingFaceError;
@@ -135,4 +140,34 @@ fn short(value: &Value) -> String {
             head
         }
     }
+}
+
+/// A table from texts to texts in which no key stands twice: which of the two was meant cannot be
+/// known.
+pub(super) fn unique_keys<'de, D: Deserializer<'de>>(
+    source: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Unique;
+    impl<'de> Visitor<'de> for Unique {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a table of texts")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Self::Value, A::Error> {
+            let mut out = BTreeMap::new();
+            while let Some((key, value)) = table.next_entry::<String, String>()? {
+                match out.entry(key) {
+                    Entry::Vacant(slot) => slot.insert(value),
+                    Entry::Occupied(slot) => {
+                        let message = format!("expected each key once, got {:?} twice", slot.key());
+                        return Err(A::Error::custom(message));
+                    }
+                };
+            }
+            Ok(out)
+        }
+    }
+    source.deserialize_map(Unique)
 }

@@ -216,10 +216,11 @@ fn read_table(path: &Path) -> Result<Map<String, Value>, ModelFileError> {
     serde_json::from_slice(&text).map_err(|source| at(path)(HuggingFaceError::Json(source)))
 }
 
-/// The index's map from tensors to files.
+/// The index's map from tensors to files; a tensor that stands in it twice is refused.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelFileError> {
     #[derive(serde::Deserialize)]
     struct Index {
+        #[serde(deserialize_with = "json::unique_keys")]
         weight_map: BTreeMap<String, String>,
     }
     let text = read_text(path, MAX_INDEX)?;

@@ -33,9 +33,10 @@ impl Rule for Embed {
     }
 
     fn cost(&self, _inputs: &[TensorShape], step: &StepShape) -> OpCost {
-        let row = self.table.row_bytes() as f64;
+        let row_bytes = |table: &Option<Weight>| table.as_ref().map_or(0, Weight::row_bytes);
+        let per_token = self.table.row_bytes() + row_bytes(&self.positions);
         OpCost {
-            weight_bytes: step.tokens as f64 * row,
+            weight_bytes: step.tokens as f64 * per_token as f64 + row_bytes(&self.types) as f64,
             other_flops: step.tokens as f64 * self.table.cols as f64,
             ..OpCost::default()
         }

@@ -31,9 +31,10 @@ impl Rule for Linear {
 
     fn cost(&self, inputs: &[TensorShape], step: &StepShape) -> OpCost {
         let rows = inputs.first().map_or(0, |shape| step.rows(shape.rows)) as f64;
+        let bytes = self.weight.len_bytes() + self.bias.as_ref().map_or(0, Weight::len_bytes);
         OpCost {
             weight_flops: 2.0 * rows * self.weight.elements() as f64,
-            weight_bytes: if rows > 0.0 { self.weight.len_bytes() as f64 } else { 0.0 },
+            weight_bytes: if rows > 0.0 { bytes as f64 } else { 0.0 },
             ..OpCost::default()
         }
     }

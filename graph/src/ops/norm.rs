@@ -46,7 +46,8 @@ impl Rule for Norm {
 
     fn cost(&self, inputs: &[TensorShape], step: &StepShape) -> OpCost {
         let mut cost = element_wise(inputs, step, 5.0);
-        cost.weight_bytes = self.weight.len_bytes() as f64;
+        let bias = self.bias.as_ref().map_or(0, Weight::len_bytes);
+        cost.weight_bytes = (self.weight.len_bytes() + bias) as f64;
         cost
     }
 
