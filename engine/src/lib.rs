@@ -4,6 +4,7 @@ pub mod backends;
 pub mod evaluate;
 pub mod executor;
 pub mod kv;
+pub mod loaded;
 pub mod model;
 pub mod runner;
 pub mod self_test;

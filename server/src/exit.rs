@@ -108,3 +108,13 @@ failed! {
     trefoil_engine::text::TokenizerError => Model,
     trefoil_engine::text::TemplateError => Model,
 }
+
+impl From<trefoil_engine::loaded::LoadError> for Failure {
+    fn from(error: trefoil_engine::loaded::LoadError) -> Self {
+        use trefoil_engine::loaded::LoadError;
+        match error {
+            LoadError::Model(error) => error.into(),
+            error => Self::new(Status::Model, error),
+        }
+    }
+}
