@@ -99,6 +99,12 @@ impl KvPool {
         true
     }
 
+    /// Takes every page back, whoever held it.
+    pub fn release_all(&mut self) {
+        self.free.clear();
+        self.free.extend((0..self.layout.pages as u32).rev());
+    }
+
     /// Takes pages back.
     pub fn release(&mut self, pages: &mut Vec<u32>) {
         self.free.append(pages);

@@ -3,9 +3,11 @@
 pub mod backends;
 pub mod evaluate;
 pub mod executor;
+pub mod generate;
 pub mod kv;
 pub mod loaded;
 pub mod model;
 pub mod runner;
 pub mod self_test;
+pub mod service;
 pub mod text;

@@ -11,6 +11,7 @@ use trefoil_scheduler::Plan;
 use crate::backends::Backends;
 use crate::model::{Lowered, ModelError, ModelOptions, open_file};
 use crate::runner::Runner;
+use crate::text::sampling::{SamplerVocabulary, SamplingSettings};
 use crate::text::template::{CivilTime, Conversation, builtin};
 use crate::text::{ChatTemplate, EncodeOptions, TemplateError, Tokenizer, TokenizerError};
 
@@ -44,6 +45,9 @@ pub struct TextSide {
     pub tokenizer: Tokenizer,
     /// The chat template: the user's, the model's own, or the one that its vocabulary tells.
     pub template: ChatTemplate,
+    /// Sampling that the model recommends.
+    pub sampling: SamplingSettings,
+    vocabulary: SamplerVocabulary,
 }
 
 impl TextSide {
@@ -63,7 +67,27 @@ impl TextSide {
         };
         let known = || builtin(|token| tokenizer.id_of(token).is_some()).source.to_owned();
         let template = ChatTemplate::new(&own.unwrap_or_else(known), bos, eos)?;
-        Ok(Self { tokenizer, template })
+        let sampling = match &file.folder {
+            Some(folder) => read_json(&folder.join("generation_config.json"))?
+                .map(|config| SamplingSettings::from_generation_config(&config))
+                .unwrap_or_default(),
+            None => SamplingSettings::from_metadata(&file.metadata)
+                .map_err(|error| ModelError::Lower(error.into()))?,
+        };
+        let ends: Arc<[u32]> = tokenizer.end_tokens().into();
+        let eos = tokenizer.eos().or(ends.first().copied()).unwrap_or(0);
+        let vocabulary = SamplerVocabulary { tokens: tokenizer.vocab_size(), eos, ends };
+        Ok(Self { tokenizer, template, sampling, vocabulary })
+    }
+
+    /// What a sampler needs to know of the vocabulary.
+    pub fn sampler_vocabulary(&self) -> SamplerVocabulary {
+        self.vocabulary.clone()
+    }
+
+    /// Bytes that a token shows: none for control tokens.
+    pub fn shown_bytes(&self, id: u32) -> &[u8] {
+        if self.tokenizer.is_control(id) { &[] } else { self.tokenizer.token_bytes(id) }
     }
 
     /// The text of a conversation, ready for the assistant's turn.

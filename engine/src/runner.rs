@@ -80,6 +80,12 @@ pub enum RunError {
         /// Tokens of the text.
         got: usize,
     },
+    /// Nothing to begin with.
+    #[error("expected a prompt of at least 1 token, got none")]
+    EmptyPrompt,
+    /// The caller wished so.
+    #[error("cancelled")]
+    Cancelled,
     /// The step failed.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
@@ -126,23 +132,48 @@ impl Runner {
         self.executor.kv.release(&mut sequence.pages);
     }
 
+    /// Tokens that all sequences together can hold.
+    pub fn context(&self) -> usize {
+        self.executor.kv.total_pages() * self.executor.kv.layout().page_tokens
+    }
+
+    /// Takes all pages back, from sequences that were lost by a panic.
+    pub fn release_all(&mut self) {
+        self.executor.kv.release_all();
+    }
+
     /// Feeds `tokens` and calls `each` with the index and output of each wanted row, in order.
     pub fn feed(
         &mut self,
         sequence: &mut Sequence,
         tokens: &[u32],
         outputs: Outputs,
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        self.feed_while(sequence, tokens, outputs, || true, each)
+    }
+
+    /// As [`Runner::feed`], but stops before the next step when `go_on` says no.
+    pub fn feed_while(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        outputs: Outputs,
+        go_on: impl Fn() -> bool,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
         self.check(sequence, tokens)?;
         let first_wanted = match outputs {
             Outputs::None => tokens.len(),
-            Outputs::Last => tokens.len() - 1,
+            Outputs::Last => tokens.len().saturating_sub(1),
             Outputs::All => 0,
             Outputs::From(row) => row,
         };
         let mut done = 0;
         while done < tokens.len() {
+            if !go_on() {
+                return Err(RunError::Cancelled);
+            }
             let end = self.chunk_end(tokens.len(), done, first_wanted);
             let wanted = first_wanted.clamp(done, end)..end;
             self.step(sequence, &tokens[done..end], wanted.start - done, |row, values| {
