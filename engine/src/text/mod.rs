@@ -5,6 +5,7 @@
 //! sequences at once; what belongs to one sequence (a [`Detokenizer`], a [`StopMatcher`], a
 //! [`sampling::Sampler`]) is a value of its own.
 
+pub mod sampling;
 pub mod template;
 pub mod tokenizer;
 
