@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use trefoil_engine::text::template::{ChatTemplate, CivilTime, Conversation, TemplateError};
-use trefoil_engine::text::{DecodeOptions, EncodeOptions, Tokenizer};
+use trefoil_engine::text::{DecodeOptions, Detokenizer, EncodeOptions, StopStrings, Tokenizer};
 use trefoil_graph::{ModelFile, Storage};
 use trefoil_tests::golden;
 
@@ -259,4 +259,45 @@ fn tiny_models_encode_their_prompt() {
         checked += 1;
     }
     assert!(checked > 0 || golden::shared().is_none());
+}
+
+/// Token by token, the text of a reply is the one that decoding gives at once, and every piece is
+/// whole characters; a stop string ends it wherever token borders lie.
+#[test]
+fn replies_are_made_token_by_token() {
+    let folder = golden::part("vocab");
+    let name = ["qwen2", "gpt-2"]
+        .into_iter()
+        .find(|name| folder.join(format!("{name}.gguf.gz")).exists())
+        .expect("a vocabulary with all bytes is there");
+    let tokenizer = tokenizer_of(&folder.join(format!("{name}.gguf.gz")));
+    let special = DecodeOptions { special: true };
+    for case in json_lines::<TextCase>(&folder.join(format!("{name}.texts.jsonl"))) {
+        let ids = tokenizer.encode(&case.text, EncodeOptions::default());
+        let whole: Vec<u8> =
+            ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
+        let whole = String::from_utf8(whole).expect("the bytes of a text are a text");
+        let reply = |stops: StopStrings| {
+            let mut detokenizer = Detokenizer::new(tokenizer.clone(), special, stops);
+            let mut text = String::new();
+            for &id in &ids {
+                let piece = detokenizer.push(id);
+                text.push_str(piece.text);
+                if piece.stop.is_some() {
+                    return text;
+                }
+            }
+            text.push_str(detokenizer.finish().text);
+            text
+        };
+        assert_eq!(reply(StopStrings::default()), whole);
+        // any part of the text may be a stop string
+        let starts: Vec<usize> = whole.char_indices().map(|(at, _)| at).collect();
+        for (&start, &end) in starts.iter().zip(starts.iter().skip(3)).step_by(5) {
+            let stop = &whole[start..end];
+            let first = whole.find(stop).expect("it is a part");
+            let stops = StopStrings::new(&[stop]).expect("a valid stop string");
+            assert_eq!(reply(stops), whole[..first], "{stop:?} in {whole:?}");
+        }
+    }
 }
