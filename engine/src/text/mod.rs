@@ -2,11 +2,15 @@
 //! from ids to text that may be sent.
 //!
 //! Nothing in here knows of devices or threads. Types are cheap to share and are used by many
-//! sequences at once; what belongs to one sequence (a [`Detokenizer`], a [`StopMatcher`], a
-//! [`sampling::Sampler`]) is a value of its own.
+//! sequences at once; what belongs to one sequence (a [`Detokenizer`], a [`sampling::Sampler`]) is a value of its own.
 
+pub mod detokenize;
+pub mod sampling;
+pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
+pub use detokenize::{Detokenizer, Piece};
+pub use stop::{StopHit, StopStrings};
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerError};

@@ -217,7 +217,8 @@ fn bpe_model(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let fallback = if preset.byte_level {
-        Fallback { unknown: tokens.unknown, ..Fallback::default() }
+        // a byte without a token is dropped, even if the file names an unknown token
+        Fallback::default()
     } else {
         Fallback { bytes: vocabulary.byte_tokens(), unknown: tokens.unknown, fuse: true }
     };

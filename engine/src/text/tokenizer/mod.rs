@@ -177,9 +177,10 @@ impl Tokenizer {
     /// The text of token ids. Bytes that are not UTF-8 become U+FFFD, one for each maximal part
     /// of a character; ids that are not in the vocabulary leave nothing.
     ///
-    /// `decode(encode(text))` is `text` for byte-level vocabularies and for SentencePiece's, with
-    /// two exceptions for the latter: U+2581 comes back as a space, and what the vocabulary has no
-    /// token for is lost if it has no tokens for bytes. WordPiece is not reversible.
+    /// `decode(encode(text))`, without what `add_special` adds and with `special`, is `text` for
+    /// byte-level and SentencePiece vocabularies, but: a byte that the vocabulary has no token for
+    /// is lost, and SentencePiece gives U+2581 back as a space. WordPiece is not reversible, nor
+    /// is a `tokenizer.json` that normalises text.
     pub fn decode(&self, ids: &[u32], options: DecodeOptions) -> String {
         let inner = &*self.0;
         let mut bytes = Vec::with_capacity(ids.len() * 4);

@@ -257,7 +257,7 @@ const PRESETS: &[Preset] = &[
     Preset {
         names: &["bailingmoe", "bailingmoe2", "llada-moe"],
         patterns: &[concat!(
-            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*",
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
             r"|\s*[\r\n]|\s+(?!\S)|\s+"
         )],
         ..PLAIN
