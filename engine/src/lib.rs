@@ -7,6 +7,7 @@ pub mod generate;
 pub mod kv;
 pub mod loaded;
 pub mod model;
+pub mod quantize;
 pub mod runner;
 pub mod self_test;
 pub mod service;

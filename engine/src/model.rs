@@ -16,7 +16,12 @@ use crate::runner::Runner;
 
 /// Name of the model inside the program.
 pub const DEMO: &str = "demo";
-static DEMO_BYTES: &[u8] = include_bytes!("../../assets/trefoil-demo-Q4_K_M.gguf");
+
+/// Bytes at an address that every element may have, as a file's pages are.
+#[repr(C, align(64))]
+struct Aligned<B: ?Sized>(B);
+static DEMO_FILE: &Aligned<[u8]> =
+    &Aligned(*include_bytes!("../../assets/trefoil-demo-Q4_K_M.gguf"));
 
 /// A model that cannot be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +100,7 @@ impl Default for ModelOptions {
 /// Opens a model by path, or the built-in one by its name.
 pub fn open_file(name: &str) -> Result<ModelFile, ModelError> {
     if name == DEMO {
-        return Ok(ModelFile::from_static(DEMO_BYTES, "built-in demo model")?);
+        return Ok(ModelFile::from_static(&DEMO_FILE.0, "built-in demo model")?);
     }
     let path = Path::new(name);
     if !path.exists() {

@@ -1,5 +1,6 @@
 //! End-to-end and cross-crate tests: what they share.
 
 pub mod golden;
+pub mod memory;
 pub mod mutation;
 pub mod numbers;

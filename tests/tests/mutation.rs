@@ -1,56 +1,15 @@
 //! Damaged model files: every one opens or is refused, without a panic, in bounded memory and time.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use trefoil_graph::gguf::{self, TensorSpec};
 use trefoil_graph::metadata::{Array, Metadata, Value};
 use trefoil_graph::{BlockType, ModelFile, ModelFileError, Storage};
+use trefoil_tests::memory::{Counting, peak_of};
 use trefoil_tests::mutation::{SplitMix64, damaged};
-
-/// The system's allocator with a count of live bytes and their peak.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-fn grown(bytes: usize) {
-    let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
-    PEAK.fetch_max(live, Relaxed);
-}
-
-// SAFETY: every call goes to the system's allocator with the caller's own arguments; the counters
-// do not touch the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller keeps `alloc`'s contract, which is the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: as for `alloc`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `pointer` came from the system's allocator with this layout, as all of ours do.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grown(size);
-        LIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as for `dealloc`, and the caller keeps `realloc`'s contract for `size`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -92,12 +51,10 @@ impl Tally {
         bound: usize,
         open: impl FnOnce() -> Result<ModelFile, ModelFileError>,
     ) {
-        let before = LIVE.load(Relaxed);
-        PEAK.store(before, Relaxed);
         let start = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| open().map(|model| touch(&model))));
+        let (result, peak) =
+            peak_of(|| catch_unwind(AssertUnwindSafe(|| open().map(|model| touch(&model)))));
         let took = start.elapsed();
-        let peak = PEAK.load(Relaxed) - before;
         assert!(peak <= bound, "{what}, seed {seed}: {peak} bytes of at most {bound}");
         assert!(took < LIMIT, "{what}, seed {seed}: {took:?}");
         self.peak = self.peak.max(peak);

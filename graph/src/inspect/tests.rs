@@ -1,6 +1,6 @@
 //! Reports against arithmetic on the files' tensors and keys.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::test_data::{carried, demo};
@@ -17,7 +17,7 @@ fn options(context: usize) -> InspectOptions {
     InspectOptions { context, kv_element_bytes: 2.0, budget: None }
 }
 
-fn inspect(path: &PathBuf, options: InspectOptions) -> (ModelFile, Report, LayerGraph) {
+fn inspect(path: &Path, options: InspectOptions) -> (ModelFile, Report, LayerGraph) {
     let file = ModelFile::open(path).expect("opens");
     let (hyper, graph) = lower(&file, LowerOptions::default()).expect("lowers");
     let report = Report::new(&file, &hyper, &graph, options);
