@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::runner::{Outputs, RunError, Runner, Sequence};
 use crate::loaded::TextSide;
+use crate::runner::{Outputs, RunError, Runner, Sequence};
 use crate::text::sampling::{Logprob, ParamError, Sampler, SamplingParams};
-use crate::text::{Detokenizer, StopMatcher};
+use crate::text::stop::StopError;
+use crate::text::{DecodeOptions, Detokenizer, StopStrings};
 
 /// A reply that is asked for.
 #[derive(Clone, Debug)]
@@ -42,6 +43,9 @@ pub enum GenerateError {
     /// A sampling parameter.
     #[error(transparent)]
     Param(#[from] ParamError),
+    /// A stop text.
+    #[error(transparent)]
+    Stop(#[from] StopError),
     /// The runner.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -154,24 +158,14 @@ pub fn generate(
         request.choice,
         &request.prompt,
     )?;
+    let stops = StopStrings::new(&request.stop)?;
+    let detokenizer =
+        Detokenizer::new(text.tokenizer.clone(), DecodeOptions { special: false }, stops);
     let mut sequence = runner.begin(runner.context());
-    let outlet = Outlet::new(&request.stop);
-    let mut reply = Reply { runner, text, sampler, outlet, logits: Vec::new(), sink };
+    let mut reply = Reply { runner, text, sampler, detokenizer, logits: Vec::new(), sink };
     let result = reply.run(&mut sequence, request, cancel);
     runner.end(sequence);
     Ok(result?)
-}
-
-/// Text on its way out: stop texts are looked for, bytes become code points.
-struct Outlet {
-    stop: StopMatcher,
-    detokenizer: Detokenizer,
-}
-
-impl Outlet {
-    fn new(stops: &[String]) -> Self {
-        Self { stop: StopMatcher::new(stops), detokenizer: Detokenizer::new() }
-    }
 }
 
 /// A reply being made.
@@ -179,7 +173,7 @@ struct Reply<'a> {
     runner: &'a mut Runner,
     text: &'a TextSide,
     sampler: Sampler,
-    outlet: Outlet,
+    detokenizer: Detokenizer,
     logits: Vec<f32>,
     sink: &'a mut dyn FnMut(Event) -> bool,
 }
@@ -217,7 +211,7 @@ impl Reply<'_> {
             if self.text.tokenizer.is_end_of_generation(next) && !request.sampling.ignore_eos {
                 break Finish::EndToken(next);
             }
-            if let Some(stop) = self.emit(next, cancel) {
+            if let Some(stop) = self.emit(next, request, cancel) {
                 break stop;
             }
             if request.max_tokens.is_some_and(|most| generated >= most) {
@@ -263,27 +257,27 @@ impl Reply<'_> {
     }
 
     /// Sends a token. `Some` if the reply ends with it.
-    fn emit(&mut self, id: u32, cancel: &Cancel) -> Option<Finish> {
-        let bytes = self.text.shown_bytes(id);
-        let found = self.outlet.push(bytes);
-        let text = self.outlet.take();
-        let logprobs = self.sampler.logprobs().map(|(chosen, top)| TokenLogprobs {
-            chosen,
-            top: top.to_vec(),
+    fn emit(&mut self, id: u32, request: &Request, cancel: &Cancel) -> Option<Finish> {
+        let piece = self.detokenizer.push(id);
+        let logprobs = self.sampler.logprobs().map(|step| TokenLogprobs {
+            chosen: Logprob { id, logprob: step.of(id) },
+            top: step.top().to_vec(),
         });
-        if !(self.sink)(Event::Token { id, text, logprobs }) {
+        let event = Event::Token { id, text: piece.text.to_owned(), logprobs };
+        let stop = piece.stop.map(|hit| Finish::StopText(request.stop[hit.index].clone()));
+        if !(self.sink)(event) {
             cancel.cancel();
             return Some(Finish::Cancelled);
         }
-        found.map(Finish::StopText)
+        stop
     }
 
-    /// Sends what was held back: nothing of it belongs to a stop text any more.
+    /// Sends what was held back.
     fn flush(&mut self, finish: &Finish) {
-        let text = self.outlet.finish(matches!(finish, Finish::StopText(_)));
+        let text = self.detokenizer.finish().text;
         if !text.is_empty() && *finish != Finish::Cancelled {
             // Whether somebody still listens changes nothing at the end.
-            let _ = (self.sink)(Event::Text(text));
+            let _ = (self.sink)(Event::Text(text.to_owned()));
         }
     }
 }

@@ -85,11 +85,6 @@ impl TextSide {
         self.vocabulary.clone()
     }
 
-    /// Bytes that a token shows: none for control tokens.
-    pub fn shown_bytes(&self, id: u32) -> &[u8] {
-        if self.tokenizer.is_control(id) { &[] } else { self.tokenizer.token_bytes(id) }
-    }
-
     /// The text of a conversation, ready for the assistant's turn.
     pub fn render(
         &self,

@@ -49,7 +49,10 @@ pub(crate) fn run(args: &ChatArgs, global: &Global) -> Outcome {
     let terminal = std::io::stdin().is_terminal();
     if terminal {
         let name = model.lowered.hyper.name.as_deref().unwrap_or(&args.model);
-        eprintln!("{name}, ready in {:.0} ms; /help lists commands", model.took.as_secs_f64() * 1e3);
+        eprintln!(
+            "{name}, ready in {:.0} ms; /help lists commands",
+            model.took.as_secs_f64() * 1e3
+        );
     }
     let mut chat = Chat {
         model,
@@ -203,11 +206,7 @@ impl Chat {
         if let Ok(params) = run::sampling(&self.sampling, &self.model) {
             eprintln!(
                 "temp {} top-k {} top-p {} min-p {} repeat-penalty {}",
-                params.temperature,
-                params.top_k,
-                params.top_p,
-                params.min_p,
-                params.repeat_penalty
+                params.temperature, params.top_k, params.top_p, params.min_p, params.repeat_penalty
             );
         }
     }
@@ -215,9 +214,8 @@ impl Chat {
     fn save(&self, path: &Path) -> Outcome {
         let document = json!({"system": self.system, "messages": self.messages});
         let text = serde_json::to_string_pretty(&document)?;
-        std::fs::write(path, text).map_err(|error| {
-            Failure::new(Status::Failed, format!("{}: {error}", path.display()))
-        })
+        std::fs::write(path, text)
+            .map_err(|error| Failure::new(Status::Failed, format!("{}: {error}", path.display())))
     }
 
     fn load(&mut self, path: &Path) -> Outcome {

@@ -41,9 +41,9 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         npy::write(path, tokens.len(), all.len() / tokens.len(), &all)?;
     }
     if args.json {
-        let positions = best.iter().map(|(position, top, sum)| {
-            json!({"position": position, "top": top, "logsumexp": sum})
-        });
+        let positions = best.iter().map(
+            |(position, top, sum)| json!({"position": position, "top": top, "logsumexp": sum}),
+        );
         println!("{}", json!({"tokens": tokens, "positions": positions.collect::<Vec<_>>()}));
         return Ok(());
     }

@@ -33,7 +33,7 @@ fn runs(plan: &trefoil_scheduler::BucketPlan) -> Vec<(String, String, usize)> {
     segments.collect()
 }
 
-fn render(plan: &Plan) -> String {
+pub(crate) fn render(plan: &Plan) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     let name = plan.model.name.as_deref().unwrap_or("unnamed");

@@ -113,13 +113,16 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => {
-            return chat::run(&ChatArgs {
-                model: args.model,
-                system: args.system,
-                chat_template: args.chat_template,
-                sampling: args.sampling,
-                placement: args.placement,
-            }, global);
+            return chat::run(
+                &ChatArgs {
+                    model: args.model,
+                    system: args.system,
+                    chat_template: args.chat_template,
+                    sampling: args.sampling,
+                    placement: args.placement,
+                },
+                global,
+            );
         }
         None => {
             let mut text = String::new();
@@ -127,8 +130,7 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
             text
         }
     };
-    let (_, mut model) =
-        common::load(&args.model, &args.placement, args.chat_template.as_deref())?;
+    let (_, mut model) = common::load(&args.model, &args.placement, args.chat_template.as_deref())?;
     if !model.lowered.hyper.causal {
         let error = format!("{} makes embeddings and cannot answer", args.model);
         return Err(Failure::new(Status::Usage, error));

@@ -53,8 +53,7 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let server = options(args)?;
     let backends = common::backends(&args.placement);
     let options = common::options(&args.placement)?;
-    let template =
-        args.chat_template.as_deref().map(|path| common::read_text(path, Status::Usage));
+    let template = args.chat_template.as_deref().map(|path| common::read_text(path, Status::Usage));
     let template = template.transpose()?;
     let mut models = Vec::new();
     for name in &args.models {

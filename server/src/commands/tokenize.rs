@@ -34,15 +34,14 @@ pub(crate) fn run(args: &TokenizeArgs) -> Outcome {
         println!("{}", tokenizer.decode(&ids, DecodeOptions { special: true }));
         return Ok(());
     }
-    let options = EncodeOptions {
-        add_special: args.add_special,
-        parse_special: !args.no_parse_special,
-    };
+    let options =
+        EncodeOptions { add_special: args.add_special, parse_special: !args.no_parse_special };
     let ids = tokenizer.encode(&text, options);
     if args.json {
         let pieces = ids.iter().map(|&id| {
             let bytes = tokenizer.token_bytes(id);
-            let piece = std::str::from_utf8(bytes).map_or_else(|_| json!(bytes), |text| json!(text));
+            let piece =
+                std::str::from_utf8(bytes).map_or_else(|_| json!(bytes), |text| json!(text));
             json!({"id": id, "piece": piece})
         });
         println!("{}", json!({"tokens": pieces.collect::<Vec<_>>(), "count": ids.len()}));

@@ -296,8 +296,7 @@ async fn whole(
         }
     }
     let choices = replies.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
-    let mut object =
-        Head::new(model).object("chat.completion", Value::Array(choices.collect()));
+    let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
     object["usage"] = answer::usage(&progress.summaries);
     finish(&mut object, &progress, job);
     Ok(axum::Json(object))
@@ -417,9 +416,7 @@ async fn pump(
                 }
                 object
             }
-            Update::Event(Event::Text(text)) => {
-                delta(index, json!({"content": text}), Value::Null)
-            }
+            Update::Event(Event::Text(text)) => delta(index, json!({"content": text}), Value::Null),
             Update::Done(Ok(summary)) => {
                 progress.done(&summary);
                 left -= 1;

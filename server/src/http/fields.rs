@@ -131,7 +131,11 @@ impl Fields {
 
     fn out_of_range(&self, field: &str, expected: &str, got: &str) -> ApiError {
         let name = self.name(field);
-        ApiError::field("invalid_value", &name, format!("'{name}': expected {expected}, got {got}."))
+        ApiError::field(
+            "invalid_value",
+            &name,
+            format!("'{name}': expected {expected}, got {got}."),
+        )
     }
 
     /// The error for a field that must be there.
@@ -209,10 +213,7 @@ impl Fields {
     }
 
     /// A string, or a list of strings.
-    pub(crate) fn strings(
-        &mut self,
-        field: &'static str,
-    ) -> Result<Option<Vec<String>>, ApiError> {
+    pub(crate) fn strings(&mut self, field: &'static str) -> Result<Option<Vec<String>>, ApiError> {
         let expected = "a string or an array of strings";
         match self.take(field) {
             None => Ok(None),

@@ -38,7 +38,11 @@ fn is_local(host: &str) -> bool {
         || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn check_host(headers: &HeaderMap, uri_host: Option<&str>, options: &ServerOptions) -> Result<(), ApiError> {
+fn check_host(
+    headers: &HeaderMap,
+    uri_host: Option<&str>,
+    options: &ServerOptions,
+) -> Result<(), ApiError> {
     let given = headers.get(header::HOST).and_then(|value| value.to_str().ok()).or(uri_host);
     let host = given.and_then(host_name);
     let allowed = host.as_deref().is_some_and(|host| {
@@ -200,7 +204,9 @@ mod tests {
         for good in ["http://localhost:3000", "http://127.0.0.1", "https://app.example"] {
             assert!(origin_allowed(good, &options), "{good}");
         }
-        for bad in ["https://evil.example", "null", "https://app.example.evil", "http://localhost.evil"] {
+        for bad in
+            ["https://evil.example", "null", "https://app.example.evil", "http://localhost.evil"]
+        {
             assert!(!origin_allowed(bad, &options), "{bad}");
         }
     }

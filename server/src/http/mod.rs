@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use error::ApiError;
+pub(crate) use id::seed as random_seed;
 pub(crate) use state::{AppState, ServedModel, ServerOptions};
 
 /// All routes.
@@ -74,7 +75,7 @@ pub(crate) async fn serve(
         let _ = stopping.send(true);
     });
     tokio::select! {
-        result = server.into_future() => result,
+        result = IntoFuture::into_future(server) => result,
         () = async {
             // An error means that the sender is gone: then the server has ended by itself.
             if stopped.wait_for(|stop| *stop).await.is_err() {

@@ -165,7 +165,10 @@ impl AppState {
             }
         }
         if let Some(bytes) = resident_memory() {
-            metrics.process_resident_memory_bytes.with_label_values::<&str>(&[]).set(bytes.0 as f64);
+            metrics
+                .process_resident_memory_bytes
+                .with_label_values::<&str>(&[])
+                .set(bytes.0 as f64);
         }
     }
 
