@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use trefoil_graph::gguf::{self, TensorSpec};
 use trefoil_graph::metadata::{Array, Metadata, Value};
 use trefoil_graph::{BlockType, ModelFile, ModelFileError, Storage};
+use trefoil_tests::golden;
 use trefoil_tests::memory::{Counting, peak_of};
 use trefoil_tests::mutation::{SplitMix64, damaged};
+use trefoil_tests::touch::touch;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -27,13 +29,15 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Tally {
     opened: usize,
+    /// Of those opened.
+    lowered: usize,
     refused: usize,
     /// Most bytes that one opening took.
     peak: usize,
 }
 
 impl Tally {
-    /// Opens one damaged model and touches all of its tensors.
+    /// Opens one damaged model and uses all that is in it.
     fn one(
         &mut self,
         what: &str,
@@ -59,26 +63,17 @@ impl Tally {
         assert!(took < LIMIT, "{what}, seed {seed}: {took:?}");
         self.peak = self.peak.max(peak);
         match result {
-            Ok(Ok(_)) => self.opened += 1,
+            Ok(Ok(lowered)) => {
+                self.opened += 1;
+                self.lowered += usize::from(lowered);
+            }
             Ok(Err(error)) => {
                 assert!(!error.to_string().is_empty());
                 self.refused += 1;
             }
-            Err(_) => panic!("{what}: opening panics with seed {seed}"),
+            Err(_) => panic!("{what}: panics with seed {seed}"),
         }
     }
-}
-
-/// Reads the first and last byte of each tensor, through both views.
-fn touch(model: &ModelFile) -> u64 {
-    let mut sum = model.fingerprint().len() as u64;
-    for tensor in model.tensors.values() {
-        let weight = tensor.weight();
-        for bytes in [tensor.bytes(), weight.bytes(), weight.row(weight.rows - 1)] {
-            sum += u64::from(bytes[0]) + u64::from(bytes[bytes.len() - 1]);
-        }
-    }
-    sum
 }
 
 fn gguf_seed() -> Vec<u8> {
@@ -127,9 +122,17 @@ fn damaged_models_open_or_are_refused() {
         runs.push((file, folder_file(folder.path(), file, count)));
     }
     greedy_files(folder.path());
+    for name in GOLDEN {
+        let tally = golden_headers(name, 1_000);
+        assert!(tally.lowered > 20, "{name}: {} lowered", tally.lowered);
+        runs.push((name, tally));
+    }
     let mut total = 0;
-    for (what, Tally { opened, refused, peak }) in &runs {
-        println!("{what}: {opened} opened, {refused} refused, at most {peak} bytes");
+    for (what, Tally { opened, lowered, refused, peak }) in &runs {
+        println!(
+            "{what}: {opened} opened, {lowered} of them lowered, {refused} refused, \
+             at most {peak} bytes"
+        );
         // Damage that is always or never found would test little.
         assert!(*opened > 20 && *refused > 20, "{what}");
         total += opened + refused;
@@ -166,6 +169,32 @@ fn greedy_files(folder: &Path) {
         tally.bounded("greedy GGUF", 0, bound, || ModelFile::from_storage(storage, "greedy"));
     }
     assert_eq!((tally.opened, tally.refused), (4, 6));
+}
+
+/// Whole models: one of each sort of architecture, one quantised.
+const GOLDEN: [&str; 6] = [
+    "models/smollm/model-f32.gguf",
+    "models/gemma3/model-f32.gguf",
+    "models/phi3-longrope/model-f32.gguf",
+    "models/qwen3moe/model-f32.gguf",
+    "models/bert/model-f32.gguf",
+    "quants/MIX_Q4_K_M.gguf",
+];
+
+/// Damages what stands before the weights of a whole model.
+fn golden_headers(name: &'static str, count: u64) -> Tally {
+    let bytes = std::fs::read(golden::data().join(name)).expect("the carried model");
+    let whole = gguf::read(&Arc::new(Storage::Owned(bytes.clone()))).expect("a valid model");
+    let (header, data) = bytes.split_at(whole.data_offset as usize);
+    let mut tally = Tally::default();
+    for seed in 0..count {
+        let mut bytes = damaged(header, &mut SplitMix64::new(seed));
+        bytes.extend_from_slice(data);
+        let input = bytes.len();
+        let storage = Arc::new(Storage::Owned(bytes));
+        tally.one(name, seed, input, || ModelFile::from_storage(storage, "damaged"));
+    }
+    tally
 }
 
 fn gguf_in_memory(count: u64) -> Tally {
