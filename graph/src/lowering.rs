@@ -262,6 +262,18 @@ impl<'m> Lowering<'m> {
         Ok([query, key, value])
     }
 
+    /// Checks that block 0 projects to as many heads of the size that the hyper-parameters say.
+    pub(crate) fn check_heads(&self) -> Result<(), LowerError> {
+        let Hyper { heads, kv_heads, head_dim, embedding, .. } = self.hyper;
+        let fused = "blk.0.attn_qkv.weight";
+        if self.file.tensors.contains_key(fused) {
+            self.matrix(fused, (heads + 2 * kv_heads) * head_dim, embedding)?;
+        } else {
+            self.matrix("blk.0.attn_q.weight", heads * head_dim, embedding)?;
+        }
+        Ok(())
+    }
+
     /// Projections to query, key and value, from three tensors or one fused one (`attn_qkv`).
     pub(crate) fn project_qkv(
         &mut self,

@@ -56,6 +56,21 @@ impl Lowering<'_> {
         base: f64,
         scaled: bool,
     ) -> Result<Arc<RopeTable>, LowerError> {
+        let table = self.any_rope_table(base, scaled)?;
+        let long = table.long_frequencies.iter().flatten();
+        let numbers = table.frequencies.iter().chain(long).chain(std::iter::once(&table.magnitude));
+        let infinite = numbers.copied().find(|number| !number.is_finite());
+        match infinite {
+            None => Ok(Arc::new(table)),
+            Some(got) => Err(LowerError::Hyper(HyperError::Range {
+                key: self.keys()?.key("rope.*"),
+                expected: "numbers that give finite frequencies".to_owned(),
+                got: format!("{got} with base {base}"),
+            })),
+        }
+    }
+
+    fn any_rope_table(&self, base: f64, scaled: bool) -> Result<RopeTable, LowerError> {
         let keys = self.keys()?;
         let dims = keys.size_or("rope.dimension_count", self.hyper.head_dim)?;
         if dims > self.hyper.head_dim || dims % 2 != 0 || base <= 0.0 {
@@ -65,25 +80,27 @@ impl Lowering<'_> {
                 got: format!("{dims} with base {base}"),
             }));
         }
+        // A table is as large as a head: not before a tensor has shown that heads are that large.
+        self.check_heads()?;
         let plain = frequencies(base, dims);
         let as_f32 = |list: &[f64]| list.iter().map(|&f| f as f32).collect::<Vec<f32>>();
         let table = |frequencies| RopeTable { frequencies, long_frequencies: None, magnitude: 1.0 };
         if !scaled {
-            return Ok(Arc::new(table(as_f32(&plain))));
+            return Ok(table(as_f32(&plain)));
         }
         if let Some(divisors) = self.factor_list("rope_freqs.weight", None, dims)? {
-            return Ok(Arc::new(table(divided(&plain, &divisors))));
+            return Ok(table(divided(&plain, &divisors)));
         }
         let short =
             self.factor_list("rope_factors_short.weight", Some("rope.scaling.short_factor"), dims)?;
         let long =
             self.factor_list("rope_factors_long.weight", Some("rope.scaling.long_factor"), dims)?;
         if let (Some(short), Some(long)) = (short, long) {
-            return Ok(Arc::new(RopeTable {
+            return Ok(RopeTable {
                 frequencies: divided(&plain, &short),
                 long_frequencies: Some(divided(&plain, &long)),
                 magnitude: self.longrope_magnitude()?,
-            }));
+            });
         }
         let factor = f64::from(keys.number("rope.scaling.factor")?.unwrap_or(1.0));
         let scaled = match keys.text("rope.scaling.type")? {
@@ -109,7 +126,7 @@ impl Lowering<'_> {
                 }));
             }
         };
-        Ok(Arc::new(table(scaled)))
+        Ok(table(scaled))
     }
 
     /// Divisors of the frequencies, from a tensor or from metadata.

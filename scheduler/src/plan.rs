@@ -12,6 +12,9 @@ use crate::{Pin, nearest};
 /// Version of the plan's JSON form.
 pub const PLAN_VERSION: u32 = 1;
 
+/// Longest context believed: that of no known model, and small enough that sizes do not overflow.
+const MOST_CONTEXT: usize = 1 << 24;
+
 /// Which model a plan is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -164,6 +167,16 @@ pub enum PlanError {
         /// The most similar one.
         near: Option<String>,
     },
+    /// A size that cannot be meant.
+    #[error("plan: {what}: expected {expected}, got {got}")]
+    Size {
+        /// Which.
+        what: String,
+        /// What would be right.
+        expected: String,
+        /// What the plan says.
+        got: usize,
+    },
     /// No buckets for a phase.
     #[error("plan: no bucket for {phase}")]
     Phase {
@@ -266,10 +279,32 @@ impl Plan {
                 }
             }
         }
+        self.check_sizes(graph)?;
         for phase in [trefoil_devices_api::Phase::Prefill, trefoil_devices_api::Phase::Decode] {
             if !self.buckets.iter().any(|bucket| bucket.bucket.phase == phase) {
                 return Err(PlanError::Phase { phase: phase.name() });
             }
+        }
+        Ok(())
+    }
+
+    /// Checks the sizes that memory is taken by.
+    fn check_sizes(&self, graph: &LayerGraph) -> Result<(), PlanError> {
+        let within = |what: &str, got: usize, least: usize, most: usize| {
+            if (least..=most).contains(&got) {
+                return Ok(());
+            }
+            let expected =
+                if least == most { most.to_string() } else { format!("{least} to {most}") };
+            Err(PlanError::Size { what: what.to_owned(), expected, got })
+        };
+        within("context", self.context, 1, MOST_CONTEXT)?;
+        within("number of KV layers", self.kv.len(), graph.kv().len(), graph.kv().len())?;
+        for (index, BucketPlan { bucket, .. }) in self.buckets.iter().enumerate() {
+            let what = format!("bucket {index}: max_tokens");
+            within(&what, bucket.max_tokens, 1, self.context)?;
+            let what = format!("bucket {index}: max_outputs");
+            within(&what, bucket.max_outputs, 1, bucket.max_tokens)?;
         }
         Ok(())
     }

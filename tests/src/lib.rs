@@ -4,3 +4,4 @@ pub mod golden;
 pub mod memory;
 pub mod mutation;
 pub mod numbers;
+pub mod touch;

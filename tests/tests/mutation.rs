@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use trefoil_graph::gguf::{self, TensorSpec};
 use trefoil_graph::metadata::{Array, Metadata, Value};
 use trefoil_graph::{BlockType, ModelFile, ModelFileError, Storage};
+use trefoil_tests::golden;
 use trefoil_tests::memory::{Counting, peak_of};
 use trefoil_tests::mutation::{SplitMix64, damaged};
+use trefoil_tests::touch::touch;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -27,13 +29,15 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Tally {
     opened: usize,
+    /// Of those opened.
+    lowered: usize,
     refused: usize,
     /// Most bytes that one opening took.
     peak: usize,
 }
 
 impl Tally {
-    /// Opens one damaged model and touches all of its tensors.
+    /// Opens one damaged model and uses all that is in it.
     fn one(
         &mut self,
         what: &str,
@@ -59,33 +63,31 @@ impl Tally {
         assert!(took < LIMIT, "{what}, seed {seed}: {took:?}");
         self.peak = self.peak.max(peak);
         match result {
-            Ok(Ok(_)) => self.opened += 1,
+            Ok(Ok(lowered)) => {
+                self.opened += 1;
+                self.lowered += usize::from(lowered);
+            }
             Ok(Err(error)) => {
                 assert!(!error.to_string().is_empty());
                 self.refused += 1;
             }
-            Err(_) => panic!("{what}: opening panics with seed {seed}"),
+            Err(_) => panic!("{what}: panics with seed {seed}"),
         }
     }
 }
 
-/// Reads the first and last byte of each tensor, through both views.
-fn touch(model: &ModelFile) -> u64 {
-    let mut sum = model.fingerprint().len() as u64;
-    for tensor in model.tensors.values() {
-        let weight = tensor.weight();
-        for bytes in [tensor.bytes(), weight.bytes(), weight.row(weight.rows - 1)] {
-            sum += u64::from(bytes[0]) + u64::from(bytes[bytes.len() - 1]);
-        }
-    }
-    sum
-}
-
+/// A whole model of one block, with metadata of all sorts and tensors of several types.
 fn gguf_seed() -> Vec<u8> {
     let metadata: Metadata = [
         ("general.architecture", Value::from("llama")),
         ("general.alignment", Value::U32(32)),
         ("llama.block_count", Value::U32(1)),
+        ("llama.context_length", Value::U16(64)),
+        ("llama.embedding_length", Value::U64(32)),
+        ("llama.feed_forward_length", Value::I32(2)),
+        ("llama.attention.head_count", Value::U32(2)),
+        ("llama.attention.head_count_kv", Value::U32(1)),
+        ("llama.attention.key_length", Value::U32(4)),
         ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
         ("a.bool", Value::Bool(true)),
         ("a.f64", Value::F64(0.5)),
@@ -99,11 +101,20 @@ fn gguf_seed() -> Vec<u8> {
     .collect();
     let specs = [
         TensorSpec::new("token_embd.weight", BlockType::Q4_0, [2, 32]),
-        TensorSpec::new("output_norm.weight", BlockType::F32, [8]),
-        TensorSpec::new("blk.0.ffn_up_exps.weight", BlockType::F16, [2, 3, 4]),
+        TensorSpec::new("output_norm.weight", BlockType::F32, [32]),
+        TensorSpec::new("blk.0.attn_norm.weight", BlockType::F32, [32]),
+        TensorSpec::new("blk.0.attn_q.weight", BlockType::Q8_0, [8, 32]),
+        TensorSpec::new("blk.0.attn_k.weight", BlockType::Q8_0, [4, 32]),
+        TensorSpec::new("blk.0.attn_v.weight", BlockType::BF16, [4, 32]),
+        TensorSpec::new("blk.0.attn_output.weight", BlockType::F16, [32, 8]),
+        TensorSpec::new("blk.0.ffn_norm.weight", BlockType::F32, [32]),
+        TensorSpec::new("blk.0.ffn_gate.weight", BlockType::Q4_0, [2, 32]),
+        TensorSpec::new("blk.0.ffn_up.weight", BlockType::Q4_0, [2, 32]),
+        TensorSpec::new("blk.0.ffn_down.weight", BlockType::F32, [32, 2]),
+        TensorSpec::new("a.stack_exps.weight", BlockType::F16, [2, 3, 4]),
     ];
-    let data = [[1u8; 36].as_slice(), &[2; 32], &[3; 48]];
-    let tensors: Vec<_> = specs.into_iter().zip(data).collect();
+    let data = specs.clone().map(|spec| vec![1u8; spec.bytes().expect("whole blocks") as usize]);
+    let tensors: Vec<_> = specs.into_iter().zip(data.iter().map(Vec::as_slice)).collect();
     gguf::to_bytes(&metadata, &tensors).expect("a valid model")
 }
 
@@ -127,9 +138,18 @@ fn damaged_models_open_or_are_refused() {
         runs.push((file, folder_file(folder.path(), file, count)));
     }
     greedy_files(folder.path());
+    for name in GOLDEN {
+        let tally = golden_headers(name, 1_000);
+        assert!(tally.lowered > 20, "{name}: {} lowered", tally.lowered);
+        runs.push((name, tally));
+    }
     let mut total = 0;
-    for (what, Tally { opened, refused, peak }) in &runs {
-        println!("{what}: {opened} opened, {refused} refused, at most {peak} bytes");
+    assert!(runs[0].1.lowered > 100, "{}", runs[0].1.lowered);
+    for (what, Tally { opened, lowered, refused, peak }) in &runs {
+        println!(
+            "{what}: {opened} opened, {lowered} of them lowered, {refused} refused, \
+             at most {peak} bytes"
+        );
         // Damage that is always or never found would test little.
         assert!(*opened > 20 && *refused > 20, "{what}");
         total += opened + refused;
@@ -166,6 +186,32 @@ fn greedy_files(folder: &Path) {
         tally.bounded("greedy GGUF", 0, bound, || ModelFile::from_storage(storage, "greedy"));
     }
     assert_eq!((tally.opened, tally.refused), (4, 6));
+}
+
+/// Whole models: one of each sort of architecture, one quantised.
+const GOLDEN: [&str; 6] = [
+    "models/smollm/model-f32.gguf",
+    "models/gemma3/model-f32.gguf",
+    "models/phi3-longrope/model-f32.gguf",
+    "models/qwen3moe/model-f32.gguf",
+    "models/bert/model-f32.gguf",
+    "quants/MIX_Q4_K_M.gguf",
+];
+
+/// Damages what stands before the weights of a whole model.
+fn golden_headers(name: &'static str, count: u64) -> Tally {
+    let bytes = std::fs::read(golden::data().join(name)).expect("the carried model");
+    let whole = gguf::read(&Arc::new(Storage::Owned(bytes.clone()))).expect("a valid model");
+    let (header, data) = bytes.split_at(whole.data_offset as usize);
+    let mut tally = Tally::default();
+    for seed in 0..count {
+        let mut bytes = damaged(header, &mut SplitMix64::new(seed));
+        bytes.extend_from_slice(data);
+        let input = bytes.len();
+        let storage = Arc::new(Storage::Owned(bytes));
+        tally.one(name, seed, input, || ModelFile::from_storage(storage, "damaged"));
+    }
+    tally
 }
 
 fn gguf_in_memory(count: u64) -> Tally {

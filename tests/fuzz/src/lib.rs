@@ -3,15 +3,21 @@
 use std::path::PathBuf;
 
 use tempfile::TempDir;
-use trefoil_graph::ModelFile;
+use trefoil_graph::inspect::{InspectOptions, Report};
+use trefoil_graph::{LowerOptions, ModelFile, lower};
 
-/// Reads the first and last byte of each tensor of a model that opened.
+/// Reads the first and last byte of each tensor of a model that opened, lowers it and reports on it.
 pub fn touch(model: &ModelFile) {
     std::hint::black_box(model.fingerprint());
     for tensor in model.tensors.values() {
         let weight = tensor.weight();
         std::hint::black_box((tensor.bytes().first(), tensor.bytes().last()));
         std::hint::black_box(weight.row(weight.rows - 1).last());
+    }
+    if let Ok((hyper, graph)) = lower(model, LowerOptions::default()) {
+        let options =
+            InspectOptions { context: hyper.context, kv_element_bytes: 2.0, budget: None };
+        std::hint::black_box(Report::new(model, &hyper, &graph, options).to_text());
     }
 }
 
