@@ -1,5 +1,7 @@
 //! Speed of single products on the CPU, next to what the machine can do.
 //!
+//! Figures are those of the least disturbed twentieth of the calls.
+//!
 //! `cpu_kernels [--threads N] [--rows M] [FORMAT ...]`
 //!
 //! For each format and shape: *decode*, one row of activations against weights that are in no cache
@@ -92,7 +94,7 @@ fn read_bandwidth(pool: &ThreadPool) -> f64 {
             std::hint::black_box(sums);
         });
     });
-    size_of_val(&memory[..]) as f64 / taken.median / 1e9
+    size_of_val(&memory[..]) as f64 / taken.best / 1e9
 }
 
 fn decode(pool: &ThreadPool, block: BlockType, n: usize, k: usize) -> f64 {
@@ -104,15 +106,15 @@ fn decode(pool: &ThreadPool, block: BlockType, n: usize, k: usize) -> f64 {
     let x = normal(k, 1.0, 2);
     let mut out = vec![0.0; n];
     let mut scratch = Scratch::new();
-    let taken = seconds(Duration::from_millis(300), 3, || {
-        for bytes in all.chunks_exact(one.len()) {
-            let weight = Matrix::new(block, n, k, bytes).expect("a whole matrix");
-            let input = Input { x: &x, cols: k, rows: None };
-            let projection = Projection::new(0, weight, None, &mut out);
-            linear_many(pool, &mut scratch, Form::Int8, &[input], &mut [projection]);
-        }
+    let mut parts = all.chunks_exact(one.len()).cycle();
+    let taken = seconds(Duration::from_millis(500), 2 * copies, || {
+        let bytes = parts.next().expect("endless");
+        let weight = Matrix::new(block, n, k, bytes).expect("a whole matrix");
+        let input = Input { x: &x, cols: k, rows: None };
+        let projection = Projection::new(0, weight, None, &mut out);
+        linear_many(pool, &mut scratch, Form::Int8, &[input], &mut [projection]);
     });
-    all.len() as f64 / taken.median / 1e9
+    one.len() as f64 / taken.best / 1e9
 }
 
 fn prefill(pool: &ThreadPool, block: BlockType, n: usize, k: usize, rows: usize) -> f64 {
@@ -128,5 +130,5 @@ fn prefill(pool: &ThreadPool, block: BlockType, n: usize, k: usize, rows: usize)
         let projection = Projection::new(0, weight, None, &mut out);
         linear_many(pool, &mut scratch, Form::Int8, &[input], &mut [projection]);
     });
-    2.0 * (n * k * rows) as f64 / taken.median / 1e9
+    2.0 * (n * k * rows) as f64 / taken.best / 1e9
 }

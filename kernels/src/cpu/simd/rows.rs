@@ -5,6 +5,48 @@
 
 use std::arch::x86_64::*;
 
+/// An array of eight, the expression worked out for each index: closures would be functions of their
+/// own without the caller's instruction set.
+macro_rules! eight {
+    ($i:ident => $value:expr) => {{
+        [
+            {
+                let $i = 0;
+                $value
+            },
+            {
+                let $i = 1;
+                $value
+            },
+            {
+                let $i = 2;
+                $value
+            },
+            {
+                let $i = 3;
+                $value
+            },
+            {
+                let $i = 4;
+                $value
+            },
+            {
+                let $i = 5;
+                $value
+            },
+            {
+                let $i = 6;
+                $value
+            },
+            {
+                let $i = 7;
+                $value
+            },
+        ]
+    }};
+}
+pub(super) use eight;
+
 /// Blocks at one place in sixteen rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
@@ -36,6 +78,30 @@ impl Rows {
         }
     }
 
+    /// Bytes `at..` of row `row`.
+    #[inline(always)]
+    fn place(self, row: usize, at: usize) -> *const u8 {
+        self.first.wrapping_add(at + row * self.stride)
+    }
+
+    /// Sixteen bytes of rows `row`, `4 + row`, `8 + row`, `12 + row`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512; the bytes are inside every row.
+    #[inline(always)]
+    unsafe fn quarter(self, row: usize, at: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm512_castsi128_si512(_mm_loadu_si128(self.place(row, at).cast()));
+            let b = _mm_loadu_si128(self.place(4 + row, at).cast());
+            let c = _mm_loadu_si128(self.place(8 + row, at).cast());
+            let d = _mm_loadu_si128(self.place(12 + row, at).cast());
+            let a = _mm512_inserti32x4::<1>(a, b);
+            let a = _mm512_inserti32x4::<2>(a, c);
+            _mm512_inserti32x4::<3>(a, d)
+        }
+    }
+
     /// Bytes `at..at + 16` of every row: vector `k` holds their word `k`, lane `r` that of row `r`.
     ///
     /// # Safety
@@ -44,17 +110,8 @@ impl Rows {
     pub(super) unsafe fn words(self, at: usize) -> [__m512i; 4] {
         // SAFETY: the caller's promise.
         unsafe {
-            let load = |row: usize| {
-                _mm_loadu_si128(self.first.wrapping_add(at + row * self.stride).cast::<__m128i>())
-            };
-            // Rows i, 4 + i, 8 + i, 12 + i in the four parts of a vector.
-            let quarter = |i: usize| {
-                let a = _mm512_castsi128_si512(load(i));
-                let a = _mm512_inserti32x4::<1>(a, load(4 + i));
-                let a = _mm512_inserti32x4::<2>(a, load(8 + i));
-                _mm512_inserti32x4::<3>(a, load(12 + i))
-            };
-            let (a, b, c, d) = (quarter(0), quarter(1), quarter(2), quarter(3));
+            let (a, b) = (self.quarter(0, at), self.quarter(1, at));
+            let (c, d) = (self.quarter(2, at), self.quarter(3, at));
             let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
             let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
             [
@@ -77,6 +134,22 @@ impl Rows {
         [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
     }
 
+    /// Four bytes of rows `row` to `row + 3`.
+    ///
+    /// # Safety
+    /// As [`words`](Self::words).
+    #[inline(always)]
+    unsafe fn four(self, row: usize, at: usize) -> __m128i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm_cvtsi32_si128(self.place(row, at).cast::<i32>().read_unaligned());
+            let b = self.place(row + 1, at).cast::<i32>().read_unaligned();
+            let c = self.place(row + 2, at).cast::<i32>().read_unaligned();
+            let d = self.place(row + 3, at).cast::<i32>().read_unaligned();
+            _mm_insert_epi32::<3>(_mm_insert_epi32::<2>(_mm_insert_epi32::<1>(a, b), c), d)
+        }
+    }
+
     /// Bytes `at..at + 4` of every row.
     ///
     /// # Safety
@@ -85,17 +158,8 @@ impl Rows {
     pub(super) unsafe fn word(self, at: usize) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let load = |row: usize| {
-                self.first.wrapping_add(at + row * self.stride).cast::<i32>().read_unaligned()
-            };
-            let four = |i: usize| {
-                let a = _mm_cvtsi32_si128(load(i));
-                let a = _mm_insert_epi32::<1>(a, load(i + 1));
-                let a = _mm_insert_epi32::<2>(a, load(i + 2));
-                _mm_insert_epi32::<3>(a, load(i + 3))
-            };
-            let low = _mm256_set_m128i(four(4), four(0));
-            let high = _mm256_set_m128i(four(12), four(8));
+            let low = _mm256_set_m128i(self.four(4, at), self.four(0, at));
+            let high = _mm256_set_m128i(self.four(12, at), self.four(8, at));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
     }
@@ -163,7 +227,7 @@ pub(super) unsafe fn above(a: __m512i, b: __m512i, by: u32) -> __m512i {
 #[inline(always)]
 pub(super) unsafe fn low_high(w: [__m512i; 4]) -> [__m512i; 8] {
     // SAFETY: the caller's promise.
-    std::array::from_fn(|i| unsafe { bits(w[i % 4], i as u32 / 4 * 4, 4) })
+    unsafe { eight!(i => bits(w[i % 4], i as u32 / 4 * 4, 4)) }
 }
 
 /// Byte `index` of every word, as a signed number.

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use trefoil_graph::BlockType;
 
-use super::rows::{Rows, above, bits, bytes, high_half, low_half, low_high, signed_byte};
+use super::rows::{Rows, above, bits, bytes, eight, high_half, low_half, low_high, signed_byte};
 use crate::blocks::{E2M1_DOUBLED, IQ4_VALUES};
 
 /// A format of 32 weights with scales of their own.
@@ -81,7 +81,7 @@ unsafe fn looked_up(codes: [__m512i; 8], table: &[i8; 16], offset: u8) -> [__m51
     unsafe {
         let values = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
         let values = _mm512_add_epi8(values, bytes(offset));
-        codes.map(|codes| _mm512_shuffle_epi8(values, codes))
+        eight!(i => _mm512_shuffle_epi8(values, codes[i]))
     }
 }
 
@@ -93,17 +93,26 @@ unsafe fn looked_up(codes: [__m512i; 8], table: &[i8; 16], offset: u8) -> [__m51
 unsafe fn with_fifth(codes: [__m512i; 8], fifth: __m512i) -> [__m512i; 8] {
     // SAFETY: the caller's promise.
     unsafe {
-        // Entry n: bit j of n at bit 4 of byte j.
-        let spread: [i32; 16] =
-            std::array::from_fn(|n| (0..4).map(|j| ((n as i32 >> j) & 1) << (8 * j + 4)).sum());
-        let spread = _mm512_loadu_si512(spread.as_ptr().cast());
-        std::array::from_fn(|i| {
+        let spread = _mm512_loadu_si512(SPREAD.as_ptr().cast());
+        eight!(i => {
             let four = _mm512_srl_epi32(fifth, _mm_cvtsi32_si128(4 * i as i32));
             // Only the low four bits of an index count.
             _mm512_or_si512(codes[i], _mm512_permutexvar_epi32(four, spread))
         })
     }
 }
+
+/// Entry `n`: bit `j` of `n` at bit 4 of byte `j`.
+const SPREAD: [i32; 16] = {
+    let mut table = [0; 16];
+    let mut n = 0;
+    while n < 16 {
+        table[n as usize] =
+            (n & 1) << 4 | (n >> 1 & 1) << 12 | (n >> 2 & 1) << 20 | (n >> 3 & 1) << 28;
+        n += 1;
+    }
+    table
+};
 
 /// Implements [`Single`]: name, format, codes, then scale and minimum.
 macro_rules! single {
@@ -160,7 +169,10 @@ single! {
     Q4_1 Q4_1: |rows| low_high(rows.words(4)), two_halves(rows);
     Q5_0 Q5_0: |rows| with_fifth(low_high(rows.words(6)), rows.word(2)), first_half(rows);
     Q5_1 Q5_1: |rows| with_fifth(low_high(rows.words(8)), rows.word(4)), two_halves(rows);
-    Q8_0 Q8_0: |rows| rows.eight_words(2).map(|w| _mm512_xor_si512(w, bytes(0x80))), first_half(rows);
+    Q8_0 Q8_0: |rows| {
+        let w = rows.eight_words(2);
+        eight!(i => _mm512_xor_si512(w[i], bytes(0x80)))
+    }, first_half(rows);
     IQ4NL IQ4_NL: |rows| looked_up(low_high(rows.words(2)), &IQ4_VALUES, 128), first_half(rows);
     MXFP4 MXFP4: |rows| looked_up(low_high(rows.words(1)), &E2M1_DOUBLED, 16), {
         let exponents = _mm512_and_si512(rows.word(0), _mm512_set1_epi32(255));
@@ -184,11 +196,10 @@ impl Sixes {
         // SAFETY: the caller's promise.
         unsafe {
             let [both, s, m, rest] = rows.words(0);
-            let top = |w| bits(w, 6, 2);
             Self {
                 both,
-                scales: [bits(s, 0, 6), above(bits(rest, 0, 4), top(s), 4)],
-                mins: [bits(m, 0, 6), above(bits(rest, 4, 4), top(m), 4)],
+                scales: [bits(s, 0, 6), above(bits(rest, 0, 4), bits(s, 6, 2), 4)],
+                mins: [bits(m, 0, 6), above(bits(rest, 4, 4), bits(m, 6, 2), 4)],
             }
         }
     }
@@ -247,7 +258,7 @@ impl Super for Q4K {
         // SAFETY: the caller's promise.
         unsafe {
             let w = rows.eight_words(16 + 32 * pair);
-            [w.map(|w| bits(w, 0, 4)), w.map(|w| bits(w, 4, 4))]
+            [eight!(i => bits(w[i], 0, 4)), eight!(i => bits(w[i], 4, 4))]
         }
     }
 
@@ -287,10 +298,10 @@ impl Super for Q5K {
         // SAFETY: the caller's promise.
         unsafe {
             let w = rows.eight_words(48 + 32 * pair);
-            let fifth = |i: usize, n: usize| bits(head.1[i], (2 * pair + n) as u32, 1);
+            let (high, first) = (&head.1, 2 * pair as u32);
             [
-                std::array::from_fn(|i| above(bits(w[i], 0, 4), fifth(i, 0), 4)),
-                std::array::from_fn(|i| above(bits(w[i], 4, 4), fifth(i, 1), 4)),
+                eight!(i => above(bits(w[i], 0, 4), bits(high[i], first, 1), 4)),
+                eight!(i => above(bits(w[i], 4, 4), bits(high[i], first + 1, 1), 4)),
             ]
         }
     }
@@ -355,10 +366,10 @@ impl Super for Q6K {
         unsafe {
             let w = rows.eight_words(32 * pair);
             let (half, n) = (pair / 2, pair as u32 % 2);
-            let high = |i: usize, n: u32| bits(head.rest[half][i], 2 * n, 2);
+            let high = &head.rest[half];
             [
-                std::array::from_fn(|i| above(bits(w[i], 0, 4), high(i, n), 4)),
-                std::array::from_fn(|i| above(bits(w[i], 4, 4), high(i, n + 2), 4)),
+                eight!(i => above(bits(w[i], 0, 4), bits(high[i], 2 * n, 2), 4)),
+                eight!(i => above(bits(w[i], 4, 4), bits(high[i], 2 * n + 4, 2), 4)),
             ]
         }
     }
@@ -420,7 +431,7 @@ unsafe fn two_bits(words: &[[__m512i; 8]; 2], pair: usize) -> [[__m512i; 8]; 2] 
     let first = pair as u32 % 2 * 4;
     let w = words[pair / 2];
     // SAFETY: the caller's promise.
-    unsafe { [w.map(|w| bits(w, first, 2)), w.map(|w| bits(w, first + 2, 2))] }
+    unsafe { [eight!(i => bits(w[i], first, 2)), eight!(i => bits(w[i], first + 2, 2))] }
 }
 
 pub(super) struct Q3K;
@@ -436,17 +447,13 @@ impl Super for Q3K {
         unsafe {
             // See `crate::blocks::signed_scales`; the last word of these sixteen bytes ends in `d`.
             let [_, a, b, top] = rows.words(92);
-            let join = |low, from| {
-                let six = above(low, bits(top, from, 2), 4);
-                _mm512_sub_epi8(six, bytes(32))
-            };
             SignedHead {
                 scale: high_half(rows.word(106)),
                 factors: [
-                    join(bits(a, 0, 4), 0),
-                    join(bits(b, 0, 4), 2),
-                    join(bits(a, 4, 4), 4),
-                    join(bits(b, 4, 4), 6),
+                    _mm512_sub_epi8(above(bits(a, 0, 4), bits(top, 0, 2), 4), bytes(32)),
+                    _mm512_sub_epi8(above(bits(b, 0, 4), bits(top, 2, 2), 4), bytes(32)),
+                    _mm512_sub_epi8(above(bits(a, 4, 4), bits(top, 4, 2), 4), bytes(32)),
+                    _mm512_sub_epi8(above(bits(b, 4, 4), bits(top, 6, 2), 4), bytes(32)),
                 ],
                 rest: (rows.eight_words(0), [rows.eight_words(32), rows.eight_words(64)]),
             }
@@ -465,10 +472,10 @@ impl Super for Q3K {
         // SAFETY: the caller's promise.
         unsafe {
             let [a, b] = two_bits(codes, pair);
-            let third = |i: usize, n: usize| bits(third[i], (2 * pair + n) as u32, 1);
+            let first = 2 * pair as u32;
             [
-                std::array::from_fn(|i| above(a[i], third(i, 0), 2)),
-                std::array::from_fn(|i| above(b[i], third(i, 1), 2)),
+                eight!(i => above(a[i], bits(third[i], first, 1), 2)),
+                eight!(i => above(b[i], bits(third[i], first + 1, 1), 2)),
             ]
         }
     }
@@ -477,6 +484,25 @@ impl Super for Q3K {
     unsafe fn factor(head: &Self::Head, index: usize) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe { head.factor(index) }
+    }
+}
+
+/// Factors `first` to `first + 3` of IQ4_XS, a byte each: four bits of `low` and two of `high`, less
+/// 32.
+#[inline(always)]
+unsafe fn iq4_factors(low: __m512i, high: __m512i, first: i32) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut all = _mm512_setzero_si512();
+        for n in 0..4 {
+            let four = _mm512_srl_epi32(low, _mm_cvtsi32_si128(4 * (first + n)));
+            let two = _mm512_srl_epi32(high, _mm_cvtsi32_si128(2 * (first + n)));
+            let four = _mm512_and_si512(four, _mm512_set1_epi32(15));
+            let two = _mm512_and_si512(two, _mm512_set1_epi32(3));
+            let six = _mm512_or_si512(four, _mm512_slli_epi32::<4>(two));
+            all = _mm512_or_si512(all, _mm512_sll_epi32(six, _mm_cvtsi32_si128(8 * n)));
+        }
+        _mm512_sub_epi8(all, bytes(32))
     }
 }
 
@@ -493,21 +519,7 @@ impl Super for IQ4XS {
         unsafe {
             let (both, low) = (rows.word(0), rows.word(4));
             let high = _mm512_srli_epi32::<16>(both);
-            let byte = |i: u32| {
-                let four = _mm512_srl_epi32(low, _mm_cvtsi32_si128(4 * i as i32));
-                let two = _mm512_srl_epi32(high, _mm_cvtsi32_si128(2 * i as i32));
-                let four = _mm512_and_si512(four, _mm512_set1_epi32(15));
-                let two = _mm512_and_si512(two, _mm512_set1_epi32(3));
-                let six = _mm512_or_si512(four, _mm512_slli_epi32::<4>(two));
-                let factor = _mm512_sub_epi32(six, _mm512_set1_epi32(32));
-                let factor = _mm512_and_si512(factor, _mm512_set1_epi32(255));
-                _mm512_sll_epi32(factor, _mm_cvtsi32_si128(8 * (i as i32 % 4)))
-            };
-            let four = |i: u32| {
-                let low = _mm512_or_si512(byte(i), byte(i + 1));
-                _mm512_or_si512(low, _mm512_or_si512(byte(i + 2), byte(i + 3)))
-            };
-            let (a, b) = (four(0), four(4));
+            let (a, b) = (iq4_factors(low, high, 0), iq4_factors(low, high, 4));
             SignedHead { scale: low_half(both), factors: [a, b, a, b], rest: () }
         }
     }
@@ -522,8 +534,9 @@ impl Super for IQ4XS {
     unsafe fn pair(rows: Rows, _: &Self::Head, pair: usize) -> [[__m512i; 8]; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let span = |at| looked_up(low_high(rows.words(at)), &IQ4_VALUES, 128);
-            [span(8 + 32 * pair), span(24 + 32 * pair)]
+            let first = low_high(rows.words(8 + 32 * pair));
+            let second = low_high(rows.words(24 + 32 * pair));
+            [looked_up(first, &IQ4_VALUES, 128), looked_up(second, &IQ4_VALUES, 128)]
         }
     }
 

@@ -129,6 +129,40 @@ unsafe fn multiply<const M: usize, const N: usize>(
     }
 }
 
+/// What products of group `group` start from.
+#[inline(always)]
+unsafe fn start<const M: usize>(
+    form: IntegerForm,
+    sums: &PanelSums<'_>,
+    group: usize,
+) -> [__m512i; M] {
+    // SAFETY: `[columns / group][M]` sums, where the form has no minimum.
+    unsafe {
+        let mut start = [_mm512_setzero_si512(); M];
+        if !form.minimum {
+            for (m, start) in start.iter_mut().enumerate() {
+                *start = _mm512_set1_epi32(*sums.groups.as_ptr().add(group * M + m));
+            }
+        }
+        start
+    }
+}
+
+/// `whole += factor * products`.
+#[inline(always)]
+unsafe fn scale_add<const M: usize>(
+    products: &[__m512i; M],
+    factor: __m512i,
+    whole: &mut [__m512i; M],
+) {
+    for m in 0..M {
+        // SAFETY: the processor has AVX-512.
+        unsafe {
+            whole[m] = _mm512_add_epi32(whole[m], _mm512_mullo_epi32(products[m], factor));
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn few_single<B: Single, const M: usize>(
     bytes: &[u8],
@@ -148,13 +182,7 @@ unsafe fn few_single<B: Single, const M: usize>(
             all.ask_ahead(span * 16 * size, 16 * size);
             let codes = B::codes(rows);
             let (scale, min) = B::scales(rows);
-            let mut products: [__m512i; M] = std::array::from_fn(|m| {
-                if form.minimum {
-                    _mm512_setzero_si512()
-                } else {
-                    _mm512_set1_epi32(*sums.groups.as_ptr().add(span * M + m))
-                }
-            });
+            let mut products = start::<M>(form, sums, span);
             multiply::<M, 8>(&codes, panel.codes.as_ptr(), span * SHORT, &mut products);
             for m in 0..M {
                 let x_scale = _mm512_set1_ps(*panel.scales.as_ptr().add(span * M + m));
@@ -182,6 +210,7 @@ unsafe fn few_super<B: Super, const M: usize>(
     let form = const { form_of(B::BLOCK) };
     let size = B::BLOCK.info().bytes;
     let groups = LONG / form.group;
+    let x = panel.codes.as_ptr();
     let all = Rows::new(bytes);
     let blocks = bytes.len() / 16 / size;
     // SAFETY: the caller's promise: every index below is inside the arrays that it describes.
@@ -191,38 +220,25 @@ unsafe fn few_super<B: Super, const M: usize>(
             let rows = all.skip(span * size);
             let head = B::head(rows);
             let mut whole = [_mm512_setzero_si512(); M];
-            let mut one_group = |codes: &[__m512i], column: usize, group: usize| {
-                let mut products: [__m512i; M] = std::array::from_fn(|m| {
-                    if form.minimum {
-                        _mm512_setzero_si512()
-                    } else {
-                        let at = (span * groups + group) * M + m;
-                        _mm512_set1_epi32(*sums.groups.as_ptr().add(at))
-                    }
-                });
-                let x = panel.codes.as_ptr();
-                if form.group == 32 {
-                    multiply::<M, 8>(codes, x, column, &mut products);
-                } else {
-                    multiply::<M, 4>(codes, x, column, &mut products);
-                }
-                let factor = B::factor(&head, group);
-                for m in 0..M {
-                    let scaled = _mm512_mullo_epi32(products[m], factor);
-                    whole[m] = _mm512_add_epi32(whole[m], scaled);
-                }
-            };
             for pair in 0..4 {
                 all.ask_ahead((span * 4 + pair) * 4 * size, 4 * size);
                 let spans = B::spans(pair);
                 let codes = B::pair(rows, &head, pair);
-                for (codes, n) in codes.iter().zip(spans) {
+                for half in 0..2 {
+                    let (codes, n) = (&codes[half], spans[half]);
                     let column = span * LONG + n * SHORT;
                     if form.group == 32 {
-                        one_group(codes, column, n);
+                        let mut products = start::<M>(form, sums, span * groups + n);
+                        multiply::<M, 8>(codes, x, column, &mut products);
+                        scale_add(&products, B::factor(&head, n), &mut whole);
                     } else {
-                        one_group(&codes[..4], column, 2 * n);
-                        one_group(&codes[4..], column + 16, 2 * n + 1);
+                        let group = span * groups + 2 * n;
+                        let mut products = start::<M>(form, sums, group);
+                        multiply::<M, 4>(&codes[..4], x, column, &mut products);
+                        scale_add(&products, B::factor(&head, 2 * n), &mut whole);
+                        let mut products = start::<M>(form, sums, group + 1);
+                        multiply::<M, 4>(&codes[4..], x, column + 16, &mut products);
+                        scale_add(&products, B::factor(&head, 2 * n + 1), &mut whole);
                     }
                 }
             }
