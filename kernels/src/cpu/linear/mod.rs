@@ -18,12 +18,12 @@ use super::scratch::{Scratch, grown};
 use super::{Level, ThreadPool, simd};
 use crate::blocks;
 pub use formats::{Int8Support, int8_support};
-pub(super) use formats::{IntegerForm, Scaling};
-use formats::{LONG, SHORT, integer_form};
-pub(super) use rounding::Panel;
+pub(super) use formats::{IntegerForm, Scaling, integer_form};
+use formats::{LONG, SHORT};
 use rounding::Rounded;
+pub(super) use rounding::{Panel, PanelSums};
 use tile::TILE;
-pub(super) use tile::{PanelSums, Tile, TileBuffers};
+pub(super) use tile::{Tile, TileBuffers, TileParts};
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,8 +162,7 @@ pub fn linear_many(
     }
     for (index, (input, prepared)) in inputs.iter().zip(&mut scratch.inputs).enumerate() {
         let readers = projections.iter().filter(|p| p.input == index);
-        let spans = readers.map(|p| span(form, p.weight.block));
-        prepared.prepare(pool, input, spans);
+        prepared.prepare(pool, input, form, readers.map(|p| p.weight.block));
     }
     scratch.work.clear();
     for (index, projection) in projections.iter().enumerate() {
@@ -212,7 +211,13 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    fn prepare(&mut self, pool: &ThreadPool, input: &Input<'_>, spans: impl Iterator<Item = Span>) {
+    fn prepare(
+        &mut self,
+        pool: &ThreadPool,
+        input: &Input<'_>,
+        form: Form,
+        readers: impl Iterator<Item = BlockType> + Clone,
+    ) {
         self.elements = input.row_count() * input.cols;
         if let Some(rows) = input.rows {
             let gathered = grown(&mut self.gathered, self.elements);
@@ -221,17 +226,17 @@ impl Prepared {
                 out.copy_from_slice(&input.x[first..first + input.cols]);
             }
         }
-        let (mut short, mut long) = (false, false);
-        for span in spans {
-            short |= span == Span::Short;
-            long |= span == Span::Long;
-        }
         let x = if input.rows.is_some() { &self.gathered[..self.elements] } else { input.x };
-        if short {
-            self.short.fill(pool, x, input.cols, SHORT);
-        }
-        if long {
-            self.long.fill(pool, x, input.cols, LONG);
+        let forms = |wanted: Span| {
+            let blocks = readers.clone().filter(move |block| span(form, *block) == wanted);
+            blocks.filter_map(integer_form)
+        };
+        for (span, columns, rounded) in
+            [(Span::Short, SHORT, &mut self.short), (Span::Long, LONG, &mut self.long)]
+        {
+            if forms(span).next().is_some() {
+                rounded.fill(pool, x, input.cols, columns, forms(span));
+            }
         }
     }
 
@@ -311,11 +316,18 @@ impl RowRange<'_> {
         for first in self.rows.clone().step_by(TILE) {
             let end = self.rows.end.min(first + TILE);
             let bytes = self.projection.weight.range(first..end);
-            buffers.unpack(block, bytes, end - first, cols);
+            if x.panel_count() == 1 && end - first == TILE {
+                let (panel, sums, input_rows) = x.panel(0, form);
+                let out = grown(&mut buffers.results, panel.rows * TILE);
+                if simd::product::few(level, block, bytes, cols, &panel, &sums, out) {
+                    self.store(first, TILE, input_rows, out);
+                    continue;
+                }
+            }
+            buffers.unpack(level, block, bytes, end - first, cols);
             for index in 0..x.panel_count() {
-                let (panel, input_rows) = x.panel(index);
-                buffers.sum_panel(form, cols, &panel);
-                let (tile, sums, out) = buffers.parts(form, cols, panel.rows);
+                let (panel, sums, input_rows) = x.panel(index, form);
+                let (tile, out) = buffers.parts(form, cols, panel.rows);
                 simd::product::tile(level, &tile, &panel, &sums, out);
                 self.store(first, end - first, input_rows, out);
             }

@@ -14,6 +14,8 @@ use super::super::ThreadPool;
 use super::super::level::at_level;
 use super::super::pool::SharedSlice;
 use super::super::scratch::grown;
+use super::formats::{IntegerForm, SHORT, Scaling};
+use super::tile::pair;
 
 /// Rows that a product kernel multiplies a tile of weights with at a time.
 pub(in crate::cpu) const PANEL: usize = 12;
@@ -31,6 +33,77 @@ pub(super) struct Rounded {
     panels: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    /// For the forms that read these rows: the first `form_count` are of the last filling.
+    forms: Vec<FormSums>,
+    form_count: usize,
+}
+
+/// What rows add for a form, panel after panel.
+#[derive(Debug)]
+struct FormSums {
+    form: IntegerForm,
+    groups: Vec<i32>,
+    shifts: Vec<f32>,
+}
+
+/// What a panel of activations adds for a form.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct PanelSums<'a> {
+    /// `[columns / group][m]`: sums of codes; times minus the offset where the form has one (so that
+    /// products of unsigned codes can start from it). For `Super` forms with minimums
+    /// `[columns / group / 2][m]`, the sums of two groups in one number, the first in the low half.
+    pub(in crate::cpu) groups: &'a [i32],
+    /// `[columns / 32][m]`: sums of activations, for `Single` forms with minimums.
+    pub(in crate::cpu) shifts: &'a [f32],
+}
+
+impl FormSums {
+    /// Does the form keep the sums of two groups in one number?
+    fn paired(form: IntegerForm) -> bool {
+        form.minimum && form.scaling == Scaling::Super
+    }
+
+    fn group_columns(form: IntegerForm) -> usize {
+        if Self::paired(form) { 2 * form.group } else { form.group }
+    }
+
+    /// Does the form add sums of activations times minimums?
+    fn has_shifts(form: IntegerForm) -> bool {
+        form.minimum && form.scaling == Scaling::Single
+    }
+}
+
+/// Makes a panel's sums for a form from its sums of sixteen codes and its scales.
+fn sum_panel(
+    form: IntegerForm,
+    m: usize,
+    sums: &[i32],
+    scales: &[f32],
+    groups: &mut [i32],
+    shifts: &mut [f32],
+) {
+    let factor = if form.offset == 0 { 1 } else { -form.offset };
+    let per_group = form.group / SUM;
+    let of_group = |sums: &[i32], row: usize| {
+        factor * sums.iter().skip(row).step_by(m).take(per_group).sum::<i32>()
+    };
+    if FormSums::paired(form) {
+        for (sums, out) in sums.chunks_exact(2 * per_group * m).zip(groups.chunks_exact_mut(m)) {
+            let (first, second) = sums.split_at(per_group * m);
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = pair(of_group(first, row), of_group(second, row));
+            }
+        }
+    } else {
+        for (sums, out) in sums.chunks_exact(per_group * m).zip(groups.chunks_exact_mut(m)) {
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = of_group(sums, row);
+            }
+        }
+    }
+    for ((shift, scale), sum) in shifts.iter_mut().zip(scales).zip(groups) {
+        *shift = scale * *sum as f32;
+    }
 }
 
 /// Rows next to each other, `m` of them, interleaved.
@@ -42,8 +115,6 @@ pub(in crate::cpu) struct Panel<'a> {
     pub(in crate::cpu) codes: &'a [i8],
     /// `[columns / span][m]`.
     pub(in crate::cpu) scales: &'a [f32],
-    /// `[columns / SUM][m]`: sums of codes.
-    pub(in crate::cpu) sums: &'a [i32],
 }
 
 /// The rows of panel `index` when `rows` rows are cut into panels of about one size.
@@ -54,7 +125,14 @@ fn panel_rows(rows: usize, index: usize) -> Range<usize> {
 
 impl Rounded {
     /// Rounds `x` (`[rows, columns]`, columns a multiple of the span).
-    pub(super) fn fill(&mut self, pool: &ThreadPool, x: &[f32], columns: usize, span: usize) {
+    pub(super) fn fill(
+        &mut self,
+        pool: &ThreadPool,
+        x: &[f32],
+        columns: usize,
+        span: usize,
+        forms: impl Iterator<Item = IntegerForm>,
+    ) {
         assert!(columns.is_multiple_of(span), "{columns} columns are no spans of {span}");
         let rows = x.len() / columns;
         (self.rows, self.columns, self.span) = (rows, columns, span);
@@ -63,6 +141,24 @@ impl Rounded {
         let panels = SharedSlice::new(grown(&mut self.panels, interleaved));
         let scales = SharedSlice::new(grown(&mut self.scales, x.len() / span));
         let sums = SharedSlice::new(grown(&mut self.sums, x.len() / SUM));
+        self.form_count = 0;
+        for form in forms {
+            if self.forms[..self.form_count].iter().any(|have| have.form == form) {
+                continue;
+            }
+            if self.forms.len() == self.form_count {
+                self.forms.push(FormSums { form, groups: Vec::new(), shifts: Vec::new() });
+            }
+            let sums = &mut self.forms[self.form_count];
+            sums.form = form;
+            grown(&mut sums.groups, x.len() / FormSums::group_columns(form));
+            grown(&mut sums.shifts, if FormSums::has_shifts(form) { x.len() / SHORT } else { 0 });
+            self.form_count += 1;
+        }
+        let forms = self.forms[..self.form_count].iter_mut();
+        let forms: Vec<_> = forms
+            .map(|f| (f.form, SharedSlice::new(&mut f.groups), SharedSlice::new(&mut f.shifts)))
+            .collect();
         let panel_count = rows.div_ceil(PANEL);
         let one = |index: usize, _: usize| {
             let range = panel_rows(rows, index);
@@ -86,6 +182,17 @@ impl Rounded {
                 // SAFETY: as above.
                 interleave(codes, columns, unsafe { panels.part(part(columns)) });
             }
+            for (form, groups, shifts) in &forms {
+                let shift_count = if FormSums::has_shifts(*form) { columns / SHORT } else { 0 };
+                // SAFETY: as above.
+                let (groups, shifts) = unsafe {
+                    (
+                        groups.part(part(columns / FormSums::group_columns(*form))),
+                        shifts.part(part(shift_count)),
+                    )
+                };
+                sum_panel(*form, range.len(), sums, scales, groups, shifts);
+            }
         };
         // Rounding a few thousand numbers takes less time than waking a thread.
         if x.len() < 1 << 15 {
@@ -99,8 +206,12 @@ impl Rounded {
         self.rows.div_ceil(PANEL)
     }
 
-    /// Panel `index` and its rows.
-    pub(super) fn panel(&self, index: usize) -> (Panel<'_>, Range<usize>) {
+    /// Panel `index`, what it adds for one of the forms it was filled for, and its rows.
+    pub(super) fn panel(
+        &self,
+        index: usize,
+        form: IntegerForm,
+    ) -> (Panel<'_>, PanelSums<'_>, Range<usize>) {
         let range = panel_rows(self.rows, index);
         let part = |columns: usize| range.start * columns..range.end * columns;
         let codes = if self.rows > 1 { &self.panels } else { &self.codes };
@@ -108,9 +219,15 @@ impl Rounded {
             rows: range.len(),
             codes: &codes[part(self.columns)],
             scales: &self.scales[part(self.columns / self.span)],
-            sums: &self.sums[part(self.columns / SUM)],
         };
-        (panel, range)
+        let mut forms = self.forms[..self.form_count].iter();
+        let of_form = forms.find(|sums| sums.form == form).expect("filled for the form");
+        let shifts = if FormSums::has_shifts(form) { self.columns / SHORT } else { 0 };
+        let sums = PanelSums {
+            groups: &of_form.groups[part(self.columns / FormSums::group_columns(form))],
+            shifts: &of_form.shifts[part(shifts)],
+        };
+        (panel, sums, range)
     }
 }
 

@@ -4,8 +4,8 @@ use trefoil_graph::BlockType;
 
 use super::super::lanes::LANES;
 use super::super::scratch::grown;
+use super::super::{Level, simd};
 use super::formats::{IntegerForm, LONG, SHORT, Scaling, integer_form};
-use super::rounding::{Panel, SUM};
 use super::unpack::{self, SuperScales};
 
 /// Weight rows in a tile: one for each lane of a vector of sums.
@@ -20,8 +20,6 @@ pub(in crate::cpu) struct TileBuffers {
     factors: Vec<i32>,
     min_factors: Vec<i32>,
     row: Vec<u8>,
-    sums: Vec<i32>,
-    shifts: Vec<f32>,
     /// Decoded rows of the f32 form.
     pub(super) decoded: Vec<f32>,
     /// Results before they go to their rows.
@@ -42,40 +40,82 @@ pub(in crate::cpu) struct Tile<'a> {
     pub(in crate::cpu) mins: &'a [f32],
     /// `[columns / group][16]`, `Super` only.
     pub(in crate::cpu) factors: &'a [i32],
-    /// The same for minimums.
+    /// `[columns / group / 2][16]`: the same for minimums, two groups a number (see [`pair`]).
     pub(in crate::cpu) min_factors: &'a [i32],
 }
 
-/// What a panel of activations adds for a format.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::cpu) struct PanelSums<'a> {
-    /// `[columns / group][m]`: sums of codes; times minus the offset where the form has one (so that
-    /// products of unsigned codes can start from it).
-    pub(in crate::cpu) groups: &'a [i32],
-    /// `[columns / 32][m]`: sums of activations, for `Single` forms with minimums.
-    pub(in crate::cpu) shifts: &'a [f32],
+/// Room for what a tile consists of, in the layout of [`Tile`].
+pub(in crate::cpu) struct TileParts<'a> {
+    pub(in crate::cpu) codes: &'a mut [u8],
+    pub(in crate::cpu) scales: &'a mut [f32],
+    pub(in crate::cpu) mins: &'a mut [f32],
+    pub(in crate::cpu) factors: &'a mut [i32],
+    pub(in crate::cpu) min_factors: &'a mut [i32],
+}
+
+/// Numbers in the parts of a tile of `columns` columns.
+struct Sizes {
+    scales: usize,
+    mins: usize,
+    factors: usize,
+    min_factors: usize,
+}
+
+impl Sizes {
+    fn new(form: IntegerForm, columns: usize) -> Self {
+        let groups = TILE * columns / form.group;
+        let minimum = usize::from(form.minimum);
+        match form.scaling {
+            Scaling::Single => Self {
+                scales: groups,
+                mins: TILE * columns / SHORT * minimum,
+                factors: 0,
+                min_factors: 0,
+            },
+            Scaling::Super => Self {
+                scales: TILE * columns / LONG,
+                mins: TILE * columns / LONG * minimum,
+                factors: groups,
+                min_factors: groups / 2 * minimum,
+            },
+        }
+    }
+}
+
+/// Two numbers of 16 bits in one: `first` in the low half.
+pub(super) fn pair(first: i32, second: i32) -> i32 {
+    (first & 0xffff) | second << 16
 }
 
 impl TileBuffers {
-    /// Makes room for the tile of `columns` columns.
-    fn reserve(&mut self, form: IntegerForm, columns: usize) {
-        grown(&mut self.codes, TILE * columns);
-        let spans = match form.scaling {
-            Scaling::Single => columns / form.group,
-            Scaling::Super => columns / LONG,
-        };
-        grown(&mut self.scales, TILE * spans);
-        grown(&mut self.mins, TILE * columns / SHORT);
-        grown(&mut self.factors, TILE * columns / form.group);
-        grown(&mut self.min_factors, TILE * columns / form.group);
-        grown(&mut self.row, columns);
+    /// Room for a tile.
+    fn room(&mut self, form: IntegerForm, columns: usize) -> TileParts<'_> {
+        let sizes = Sizes::new(form, columns);
+        TileParts {
+            codes: grown(&mut self.codes, TILE * columns),
+            scales: grown(&mut self.scales, sizes.scales),
+            mins: grown(&mut self.mins, sizes.mins),
+            factors: grown(&mut self.factors, sizes.factors),
+            min_factors: grown(&mut self.min_factors, sizes.min_factors),
+        }
     }
 
     /// Takes rows apart: `bytes` holds 1 to 16 rows next to each other; rows that are missing repeat
     /// the last one (their results are not used).
-    pub(super) fn unpack(&mut self, block: BlockType, bytes: &[u8], rows: usize, columns: usize) {
+    pub(super) fn unpack(
+        &mut self,
+        level: Level,
+        block: BlockType,
+        bytes: &[u8],
+        rows: usize,
+        columns: usize,
+    ) {
         let form = integer_form(block).expect("only quantised formats are taken apart");
-        self.reserve(form, columns);
+        let mut parts = self.room(form, columns);
+        if rows == TILE && simd::product::unpack(level, block, columns, bytes, &mut parts) {
+            return;
+        }
+        grown(&mut self.row, columns);
         let row_bytes = bytes.len() / rows;
         for lane in 0..TILE {
             let row = lane.min(rows - 1);
@@ -131,66 +171,31 @@ impl TileBuffers {
             }
             if form.minimum {
                 self.mins[n * TILE + lane] = scales.min_scale;
-                for i in 0..groups {
-                    self.min_factors[(n * groups + i) * TILE + lane] = scales.mins[i];
+                for (i, two) in scales.mins[..groups].as_chunks::<2>().0.iter().enumerate() {
+                    let at = (n * groups / 2 + i) * TILE + lane;
+                    self.min_factors[at] = pair(two[0], two[1]);
                 }
             }
         }
     }
 
-    /// The sums of a panel as the format needs them.
-    pub(super) fn sum_panel(&mut self, form: IntegerForm, columns: usize, panel: &Panel<'_>) {
-        let m = panel.rows;
-        let factor = if form.offset == 0 { 1 } else { -form.offset };
-        let groups = grown(&mut self.sums, columns / form.group * m);
-        let per_group = form.group / SUM;
-        for (i, sum) in groups.iter_mut().enumerate() {
-            let (group, row) = (i / m, i % m);
-            let parts = (0..per_group).map(|n| panel.sums[(group * per_group + n) * m + row]);
-            *sum = factor * parts.sum::<i32>();
-        }
-        if form.minimum && form.scaling == Scaling::Single {
-            let shifts = grown(&mut self.shifts, columns / SHORT * m);
-            for (i, (shift, scale)) in shifts.iter_mut().zip(panel.scales).enumerate() {
-                *shift = scale * groups[i] as f32;
-            }
-        }
-    }
-
-    /// The tile last unpacked, the sums last made, and room for a result `[m][16]`.
+    /// The tile last unpacked, and room for a result `[m][16]`.
     pub(super) fn parts(
         &mut self,
         form: IntegerForm,
         columns: usize,
         m: usize,
-    ) -> (Tile<'_>, PanelSums<'_>, &mut [f32]) {
-        let spans = match form.scaling {
-            Scaling::Single => columns / form.group,
-            Scaling::Super => columns / LONG,
-        };
-        let groups = TILE * columns / form.group;
-        let mins = match (form.minimum, form.scaling) {
-            (false, _) => 0,
-            (true, Scaling::Single) => TILE * columns / SHORT,
-            (true, Scaling::Super) => TILE * columns / LONG,
-        };
-        let shifts = match (form.minimum, form.scaling) {
-            (true, Scaling::Single) => columns / SHORT * m,
-            _ => 0,
-        };
+    ) -> (Tile<'_>, &mut [f32]) {
+        let sizes = Sizes::new(form, columns);
         let tile = Tile {
             form,
             columns,
             codes: &self.codes[..TILE * columns],
-            scales: &self.scales[..TILE * spans],
-            mins: &self.mins[..mins],
-            factors: &self.factors[..groups],
-            min_factors: &self.min_factors[..groups],
+            scales: &self.scales[..sizes.scales],
+            mins: &self.mins[..sizes.mins],
+            factors: &self.factors[..sizes.factors],
+            min_factors: &self.min_factors[..sizes.min_factors],
         };
-        let sums = PanelSums {
-            groups: &self.sums[..columns / form.group * m],
-            shifts: &self.shifts[..shifts],
-        };
-        (tile, sums, grown(&mut self.results, TILE * m))
+        (tile, grown(&mut self.results, TILE * m))
     }
 }

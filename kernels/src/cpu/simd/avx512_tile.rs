@@ -164,14 +164,13 @@ unsafe fn super_block<const M: usize, const G: usize, const MIN: bool>(
         }
         if MIN {
             let mut below = [_mm512_setzero_si512(); M];
-            for group in groups {
-                // SAFETY: `[columns / G][16]` factors.
-                let factors = unsafe { load(tile.min_factors.as_ptr().add(group * 16)) };
+            for two in groups.start / 2..groups.end / 2 {
+                // SAFETY: `[columns / G / 2][16]` pairs of factors.
+                let factors = unsafe { load(tile.min_factors.as_ptr().add(two * 16)) };
                 for (m, below) in below.iter_mut().enumerate() {
-                    // SAFETY: `[columns / G][M]` sums.
-                    let sum = unsafe { *source.sums.add(group * M + m) };
-                    let scaled = _mm512_mullo_epi32(factors, _mm512_set1_epi32(sum));
-                    *below = _mm512_add_epi32(*below, scaled);
+                    // SAFETY: `[columns / G / 2][M]` pairs of sums.
+                    let sum = _mm512_set1_epi32(unsafe { *source.sums.add(two * M + m) });
+                    *below = _mm512_dpwssd_epi32(*below, factors, sum);
                 }
             }
             // SAFETY: `[columns / 256][16]` scales of minimums.

@@ -9,5 +9,11 @@ mod avx512;
 mod avx512_tile;
 mod convert;
 pub(super) mod product;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+#[cfg(target_arch = "x86_64")]
+mod stored;
+#[cfg(target_arch = "x86_64")]
+mod stored_products;
 
 pub(super) use convert::{narrow, transpose, widen, widen_bf16};

@@ -3,10 +3,12 @@
 //! The result of a row is defined by [`tile_portable`]; the others compute the same numbers: whole
 //! number sums are exact in any order, and the floating point operations are the same.
 
+use trefoil_graph::BlockType;
+
 use super::super::Level;
 use super::super::lanes::LANES;
 use super::super::level::at_level;
-use super::super::linear::{Panel, PanelSums, Scaling, Tile};
+use super::super::linear::{IntegerForm, Panel, PanelSums, Scaling, Tile, TileParts, integer_form};
 
 /// Columns of a long span.
 const LONG: usize = 256;
@@ -33,31 +35,102 @@ pub(in crate::cpu) fn tile(
     }
 }
 
+/// [`tile`] straight from sixteen stored rows, where the level has code for that and the panel has
+/// few rows; says whether it has.
+pub(in crate::cpu) fn few(
+    level: Level,
+    block: BlockType,
+    bytes: &[u8],
+    columns: usize,
+    panel: &Panel<'_>,
+    sums: &PanelSums<'_>,
+    out: &mut [f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512
+        && panel.rows <= super::stored_products::FEW
+        && super::stored_products::reads(block)
+    {
+        let form = integer_form(block).expect("only quantised formats are read");
+        assert_eq!(block.row_bytes(columns as u64), Some(bytes.len() as u64 / LANES as u64));
+        check_panel(form, columns, panel, sums, out);
+        // SAFETY: the level has AVX-512; sizes were checked above.
+        unsafe { super::stored_products::few(block, bytes, panel, sums, out) };
+        return true;
+    }
+    let _ = (level, block, bytes, columns, panel, sums, out);
+    false
+}
+
+/// Takes sixteen stored rows apart where the level has code for that; says whether it has.
+pub(in crate::cpu) fn unpack(
+    level: Level,
+    block: BlockType,
+    columns: usize,
+    bytes: &[u8],
+    parts: &mut TileParts<'_>,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512 && super::stored_products::reads(block) {
+        let form = integer_form(block).expect("only quantised formats are read");
+        assert_eq!(block.row_bytes(columns as u64), Some(bytes.len() as u64 / LANES as u64));
+        let TileParts { codes, scales, mins, factors, min_factors } = parts;
+        let sizes = [scales.len(), mins.len(), factors.len(), min_factors.len()];
+        check_parts(form, columns, codes.len(), sizes);
+        // SAFETY: the level has AVX-512; sizes were checked above.
+        unsafe { super::stored_products::unpack(block, bytes, parts) };
+        return true;
+    }
+    let _ = (level, block, columns, bytes, parts);
+    false
+}
+
 /// The sizes that vector kernels rely on.
 fn check(tile: &Tile<'_>, panel: &Panel<'_>, sums: &PanelSums<'_>, out: &[f32]) {
-    let (columns, m, group) = (tile.columns, panel.rows, tile.form.group);
-    assert!(columns.is_multiple_of(SHORT) && (group == 16 || group == 32));
-    assert_eq!(tile.codes.len(), LANES * columns);
-    assert_eq!((panel.codes.len(), out.len()), (m * columns, m * LANES));
-    assert_eq!(sums.groups.len(), m * columns / group);
-    let (mins, shifts) = match tile.form.scaling {
+    let Tile { form, columns, codes, scales, mins, factors, min_factors } = tile;
+    let sizes = [scales.len(), mins.len(), factors.len(), min_factors.len()];
+    check_parts(*form, *columns, codes.len(), sizes);
+    check_panel(*form, *columns, panel, sums, out);
+}
+
+/// Sizes of a tile: codes; scales, minimums, factors of both.
+fn check_parts(form: IntegerForm, columns: usize, codes: usize, sizes: [usize; 4]) {
+    let IntegerForm { group, minimum, .. } = form;
+    assert!(group == 16 || group == 32);
+    assert_eq!(codes, LANES * columns);
+    let minimum = usize::from(minimum);
+    let wanted = match form.scaling {
         Scaling::Single => {
-            assert_eq!(tile.scales.len(), LANES * columns / group);
-            assert_eq!(panel.scales.len(), m * columns / SHORT);
-            (columns / SHORT, columns / SHORT)
+            assert!(columns.is_multiple_of(SHORT));
+            [columns / group, columns / SHORT * minimum, 0, 0]
         }
         Scaling::Super => {
             assert!(columns.is_multiple_of(LONG));
-            assert_eq!(tile.scales.len(), LANES * columns / LONG);
-            assert_eq!(tile.factors.len(), LANES * columns / group);
-            assert_eq!(tile.min_factors.len(), LANES * columns / group);
-            assert_eq!(panel.scales.len(), m * columns / LONG);
-            (columns / LONG, 0)
+            let spans = columns / LONG;
+            [spans, spans * minimum, columns / group, columns / group / 2 * minimum]
         }
     };
-    if tile.form.minimum {
-        assert_eq!((tile.mins.len(), sums.shifts.len()), (LANES * mins, m * shifts));
-    }
+    assert_eq!(sizes, wanted.map(|count| LANES * count));
+}
+
+/// Sizes of a panel and of its results.
+fn check_panel(
+    form: IntegerForm,
+    columns: usize,
+    panel: &Panel<'_>,
+    sums: &PanelSums<'_>,
+    out: &[f32],
+) {
+    let m = panel.rows;
+    assert_eq!((panel.codes.len(), out.len()), (m * columns, m * LANES));
+    let (span, group, shifts) = match (form.scaling, form.minimum) {
+        (Scaling::Single, false) => (SHORT, form.group, 0),
+        (Scaling::Single, true) => (SHORT, form.group, columns / SHORT),
+        (Scaling::Super, false) => (LONG, form.group, 0),
+        (Scaling::Super, true) => (LONG, 2 * form.group, 0),
+    };
+    assert_eq!(panel.scales.len(), m * columns / span);
+    assert_eq!((sums.groups.len(), sums.shifts.len()), (m * columns / group, m * shifts));
 }
 
 at_level! {
@@ -88,6 +161,12 @@ fn group_products(
         }
     }
     products
+}
+
+/// The two numbers of 16 bits in one.
+#[inline(always)]
+fn halves(two: i32) -> [i32; 2] {
+    [i32::from(two as i16), two >> 16]
 }
 
 #[inline(always)]
@@ -132,15 +211,18 @@ fn super_portable(tile: &Tile<'_>, panel: &Panel<'_>, sums: &PanelSums<'_>, out:
             let x_scale = panel.scales[span * m + row];
             let (mut whole, mut below) = ([0i32; LANES], [0i32; LANES]);
             for g in span * groups..(span + 1) * groups {
-                let sum = sums.groups[g * m + row];
-                let start = if tile.form.minimum { 0 } else { sum };
+                let start = if tile.form.minimum { 0 } else { sums.groups[g * m + row] };
                 let products = group_products(tile, panel, g, row, start);
                 for i in 0..LANES {
                     whole[i] += factors[g][i] * products[i];
                 }
-                if tile.form.minimum {
+            }
+            if tile.form.minimum {
+                for two in span * groups / 2..(span + 1) * groups / 2 {
+                    let sum = halves(sums.groups[two * m + row]);
                     for i in 0..LANES {
-                        below[i] += min_factors[g][i] * sum;
+                        let factors = halves(min_factors[two][i]);
+                        below[i] += factors[0] * sum[0] + factors[1] * sum[1];
                     }
                 }
             }
