@@ -154,7 +154,7 @@ fn forced_plans_give_the_same_greedy_tokens() {
         let alternating = names.iter().enumerate().map(|(index, unit)| (unit, index % 2 == 0));
         let mut plans = vec![alternating.collect::<Vec<_>>()];
         for _ in 0..12 {
-            plans.push(names.iter().map(|unit| (unit, random.bits() % 2 == 0)).collect());
+            plans.push(names.iter().map(|unit| (unit, random.bits().is_multiple_of(2))).collect());
         }
         for plan in plans {
             let pins = plan.iter().map(|(unit, on_reference)| Pin {
