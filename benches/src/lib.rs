@@ -1,1 +1,4 @@
-//! Benchmark programs.
+//! What the benchmark programs share: made-up weights and the statistics of repeated runs.
+
+pub mod stats;
+pub mod weights;

@@ -1,3 +1,14 @@
 //! Text, KV cache, executor of plans, generation.
 
+pub mod backends;
+pub mod evaluate;
+pub mod executor;
+pub mod generate;
+pub mod kv;
+pub mod loaded;
+pub mod model;
+pub mod quantize;
+pub mod runner;
+pub mod self_test;
+pub mod service;
 pub mod text;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::gguf::{self, GgufError, SplitName};
+use crate::huggingface::{self, HuggingFaceError, Weights};
 use crate::metadata::Metadata;
+use crate::safetensors::SafetensorsError;
 use crate::{BlockType, Storage, Weight};
 
 /// What kind of files a model came from; names and hyper-parameters are the same for both, but
@@ -115,6 +117,24 @@ pub enum ModelFileError {
         #[source]
         source: GgufError,
     },
+    /// A damaged or unsupported safetensors file.
+    #[error("{}: not a usable safetensors file", file.display())]
+    Safetensors {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: SafetensorsError,
+    },
+    /// Another file of a Hugging Face folder, or a tensor that does not belong.
+    #[error("{}: not usable as part of a Hugging Face model", file.display())]
+    HuggingFace {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: HuggingFaceError,
+    },
     /// A model in several parts of which one is not there.
     #[error("{}: part {number} of {count} is missing; put all parts in one folder", file.display())]
     MissingPart {
@@ -171,11 +191,42 @@ const EXPECTED: &str =
     "a .gguf file, a folder with config.json and safetensors, or a folder with one GGUF model";
 
 impl ModelFile {
-    /// Opens a GGUF file (any part of a split one) or a folder that holds exactly one GGUF model.
+    /// Opens a GGUF file (any part of a split one), a folder with `config.json` and safetensors (or
+    /// a safetensors file in one), or a folder that holds exactly one GGUF model.
     pub fn open(path: &Path) -> Result<Self, ModelFileError> {
         let facts = std::fs::metadata(path).map_err(|source| ModelFileError::io(path, source))?;
-        let file = if facts.is_dir() { only_gguf(path)? } else { path.to_path_buf() };
-        let (metadata, tensors) = gguf::open(&file)?;
+        let safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+        let (folder, given) = match path.parent() {
+            _ if facts.is_dir() => (path, None),
+            // The parent of a bare file name is empty.
+            Some(folder) if safetensors && folder.as_os_str().is_empty() => {
+                (Path::new("."), Some(path))
+            }
+            Some(folder) if safetensors => (folder, Some(path)),
+            _ => return Self::open_gguf(path),
+        };
+        match Weights::find(folder, given)? {
+            Some(weights) => {
+                let (metadata, tensors) = huggingface::open(folder, &weights)?;
+                Ok(Self {
+                    origin: Origin::HuggingFace,
+                    label: folder.display().to_string(),
+                    metadata,
+                    tensors,
+                    folder: Some(folder.to_path_buf()),
+                })
+            }
+            None if safetensors => Err(ModelFileError::NotAModel {
+                path: path.to_path_buf(),
+                expected: "config.json in the same folder",
+                got: "a safetensors file alone".to_owned(),
+            }),
+            None => Self::open_gguf(&only_gguf(folder)?),
+        }
+    }
+
+    fn open_gguf(file: &Path) -> Result<Self, ModelFileError> {
+        let (metadata, tensors) = gguf::open(file)?;
         Ok(Self::from_gguf(file.display().to_string(), metadata, tensors))
     }
 

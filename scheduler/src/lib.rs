@@ -1,1 +1,24 @@
-//! Plans: which unit of a model runs on which device in which phase.
+//! Decides which unit of a model runs on which device in which phase.
+//!
+//! Pure functions of facts: no backend, no I/O, no clock of its own.
+
+mod pin;
+mod place;
+mod plan;
+
+pub use pin::{Pin, PinError};
+pub use place::{DeviceFacts, PlaceError, Request, place};
+pub use plan::{
+    BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, SegmentPlan,
+    Transfer, UnitPlacement,
+};
+
+/// The candidate most like `name`, for "did you mean".
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.5)
+        .map(|(_, candidate)| candidate)
+}

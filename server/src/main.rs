@@ -1,3 +1,138 @@
-//! The `trefoil` program.
+//! The `trefoil` program: commands, HTTP server.
 
-fn main() {}
+mod cli;
+mod commands;
+mod exit;
+mod http;
+mod npy;
+mod size;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{CommandFactory, Parser};
+use trefoil_engine::generate::Cancel;
+use trefoil_telemetry::{LogFormat, start_logging};
+
+use cli::{Cli, Colour, Command, Global, LogForm};
+use exit::Outcome;
+
+/// A seed for requests that name none: another one for every request.
+fn random_seed() -> i64 {
+    http::random_seed()
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Has the user asked to stop?
+fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// From here on an interrupt (Ctrl-C) cancels `cancel`; a second one ends the program.
+fn on_interrupt(cancel: &Cancel) {
+    static CURRENT: std::sync::Mutex<Option<Cancel>> = std::sync::Mutex::new(None);
+    static INSTALLED: std::sync::Once = std::sync::Once::new();
+    INTERRUPTED.store(false, Ordering::Relaxed);
+    *CURRENT.lock().expect("nothing panics while holding it") = Some(cancel.clone());
+    INSTALLED.call_once(|| {
+        let handled = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            if let Ok(Some(current)) = CURRENT.lock().as_deref() {
+                current.cancel();
+            }
+        });
+        if let Err(error) = handled {
+            tracing::warn!("Ctrl-C will end the program at once: {error}");
+        }
+    });
+}
+
+fn set_up(global: &Global) {
+    let colour = match global.color {
+        Colour::Always => true,
+        Colour::Never => false,
+        Colour::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error".to_owned(),
+        (false, 0) => std::env::var("TREFOIL_LOG").unwrap_or_else(|_| "warn".to_owned()),
+        (false, 1) => "info".to_owned(),
+        (false, 2) => "debug".to_owned(),
+        (false, _) => "trace".to_owned(),
+    };
+    let format = match global.log_format {
+        LogForm::Text => LogFormat::Text,
+        LogForm::Json => LogFormat::Json,
+    };
+    start_logging(&level, format, colour);
+    let theme = if colour {
+        miette::GraphicalTheme::unicode()
+    } else {
+        miette::GraphicalTheme::unicode_nocolor()
+    };
+    // An error means that a handler was set before: there is only this place.
+    let _ = miette::set_hook(Box::new(move |_| {
+        Box::new(miette::GraphicalReportHandler::new_themed(theme.clone()))
+    }));
+}
+
+/// Does the command's user want errors as JSON?
+fn wants_json(command: &Command) -> bool {
+    match command {
+        Command::Run(args) => args.json,
+        Command::Plan(args) => args.json,
+        Command::Devices(args) => args.json,
+        Command::Inspect(args) => args.json,
+        Command::Tokenize(args) => args.json,
+        Command::Logits(args) => args.json,
+        Command::Perplexity(args) => args.json,
+        Command::Quantize(args) => args.json,
+        Command::Chat(_) | Command::Serve(_) | Command::Completions { .. } => false,
+    }
+}
+
+fn dispatch(command: Command, global: &Global) -> Outcome {
+    match command {
+        Command::Run(args) => commands::run::run(args, global),
+        Command::Chat(args) => commands::chat::run(&args, global),
+        Command::Serve(args) => commands::serve::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Devices(args) => commands::devices::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Tokenize(args) => commands::tokenize::run(&args),
+        Command::Logits(args) => commands::logits::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "trefoil", &mut out);
+            // A closed pipe is no failure.
+            let _ = std::io::Write::write_all(&mut std::io::stdout(), &out);
+            Ok(())
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let Cli { command, global } = Cli::parse();
+    set_up(&global);
+    let json = wants_json(&command);
+    match dispatch(command, &global) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.print(json),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

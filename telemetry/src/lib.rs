@@ -1,1 +1,13 @@
-//! Clock, units, metrics and tracing set-up of trefoil.
+//! Clock, units, metrics and tracing set-up. Depends on nothing else of trefoil.
+
+mod clock;
+mod host;
+mod logging;
+mod metrics;
+mod units;
+
+pub use clock::{Clock, SystemClock, VirtualClock};
+pub use host::{HostMemory, host_memory, processor_name, resident_memory};
+pub use logging::{LogFormat, start_logging};
+pub use metrics::{Kind, METRICS, MetricInfo, Metrics};
+pub use units::{Bytes, Nanos};

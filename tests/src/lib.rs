@@ -1,3 +1,7 @@
-//! End-to-end and cross-crate tests.
+//! End-to-end and cross-crate tests: what they share.
 
 pub mod golden;
+pub mod memory;
+pub mod mutation;
+pub mod numbers;
+pub mod touch;

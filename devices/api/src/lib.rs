@@ -1,1 +1,23 @@
-//! The device contract, timelines, memory manager.
+//! The device contract: what a backend implements, and what the engine may rely on.
+//!
+//! The bargain: the caller checks plans and step inputs ([`trefoil_graph::StepInputs::check`]) and
+//! keeps buffers that overlap in time apart by fences; a device checks capability, memory and its own
+//! driver's answers. A device never decides placement, never blocks the caller of
+//! [`Device::submit`], and never falls back to another device.
+
+mod device;
+mod error;
+mod memory;
+mod timeline;
+
+pub use device::{
+    AllocRequest, Binding, Bucket, Completion, Device, DeviceInfo, DeviceKind, Dropped, Job,
+    KvPages, Limits, Link, OpQuery, Phase, Program, Purpose, Role, RunArgs, Sample, Submission,
+    SubmissionId, Support, Work,
+};
+pub use error::{CompileError, DeviceError, Failure, LostReason, Recovery};
+pub use memory::{
+    AlignedBytes, Backing, Buffer, BufferId, BufferRef, DomainId, DomainInfo, MemoryManager,
+    Reservation,
+};
+pub use timeline::{Point, Timeline};

@@ -8,7 +8,7 @@ use crate::metadata::MetadataError;
 #[non_exhaustive]
 #[allow(missing_docs)] // the messages say what each field is
 pub enum GgufError {
-    #[error("magic: expected \"GGUF\", got {got:?}; is this a GGUF file?")]
+    #[error("magic: expected \"GGUF\", got \"{got}\"; is this a GGUF file?")]
     Magic { got: String },
     #[error(
         "version: expected 2 or 3, got {got}; convert the model again with a current converter"
@@ -38,7 +38,7 @@ pub enum GgufError {
     EmptyKey { index: u64 },
     #[error("metadata key `{key}`: expected it once, got it twice")]
     DuplicateKey { key: String },
-    #[error("general.alignment: expected a power of two up to 65536, got {got}")]
+    #[error("general.alignment: expected a power of two from 8 to 65536, got {got}")]
     Alignment { got: String },
     #[error("tensor number {index} has an empty name; expected a name")]
     EmptyName { index: u64 },
@@ -51,8 +51,8 @@ pub enum GgufError {
     #[error("tensor `{name}`: dimensions {shape:?} (innermost first) overflow 64 bits")]
     Overflow { name: String, shape: Vec<u64> },
     #[error(
-        "tensor `{name}`: type {id} is not known (expected one of those `trefoil formats` lists); \
-         convert or quantise the model to one of them"
+        "tensor `{name}`: type {id} is not one of the known block types; \
+         convert or quantise the model to a known one such as Q4_K, Q8_0 or BF16"
     )]
     TensorType { name: String, id: u32 },
     #[error(
@@ -68,6 +68,8 @@ pub enum GgufError {
     OutOfFile { name: String, offset: u64, bytes: u64, available: u64 },
     #[error("tensors `{first}` and `{second}` share bytes of the file; the file is damaged")]
     Overlap { first: String, second: String },
+    #[error("expected bytes aligned to {expected} in memory, got address {got:#x}")]
+    Address { expected: usize, got: usize },
     #[error(transparent)]
     Metadata(#[from] MetadataError),
     #[error(

@@ -14,8 +14,8 @@ const MAX_NESTING: usize = 4;
 /// Longest key or tensor name in bytes (the format's own limit for keys).
 const MAX_NAME: u64 = 65_535;
 
-/// Largest alignment taken: that of a large memory page.
-const MAX_ALIGNMENT: u64 = 65_536;
+/// Alignments taken: from that of the widest element to that of a large memory page.
+const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=65_536;
 
 /// One GGUF file's contents.
 #[derive(Debug)]
@@ -33,9 +33,13 @@ pub struct Part {
 }
 
 /// Reads a GGUF file's header. Tensor data is only located and checked to lie in the file, each
-/// tensor for itself.
+/// tensor for itself, aligned to its elements (the bytes themselves must be aligned to 8).
 pub fn read(storage: &Arc<Storage>) -> Result<Part, GgufError> {
     let bytes = storage.bytes();
+    let (address, expected) = (bytes.as_ptr() as usize, *ALIGNMENTS.start() as usize);
+    if !bytes.is_empty() && !address.is_multiple_of(expected) {
+        return Err(GgufError::Address { expected, got: address });
+    }
     let mut cursor = Cursor::new(bytes);
     let version = read_version(&mut cursor)?;
     // A tensor record takes at least 24 bytes, a key with its value at least 13.
@@ -92,7 +96,7 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, GgufError> {
 fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
     let Some(field) = metadata.field(ALIGNMENT_KEY) else { return Ok(DEFAULT_ALIGNMENT) };
     match field.u64() {
-        Ok(value) if value.is_power_of_two() && value <= MAX_ALIGNMENT => Ok(value),
+        Ok(value) if value.is_power_of_two() && ALIGNMENTS.contains(&value) => Ok(value),
         _ => Err(GgufError::Alignment { got: field.value().to_string() }),
     }
 }

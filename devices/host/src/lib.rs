@@ -1,0 +1,7 @@
+//! What devices over host memory have in common: one in-order queue with its thread, and programs
+//! that walk a segment's ops with a family of kernels.
+
+mod device;
+mod queue;
+
+pub use device::{HostDevice, HostDeviceSpec};

@@ -1,0 +1,191 @@
+//! A model as users have it: placed, compiled, with its tokenizer and chat template.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+use trefoil_graph::ModelFile;
+use trefoil_scheduler::Plan;
+
+use crate::backends::Backends;
+use crate::model::{Lowered, ModelError, ModelOptions, open_file};
+use crate::runner::Runner;
+use crate::text::sampling::{SamplerVocabulary, SamplingSettings};
+use crate::text::template::{CivilTime, Conversation, builtin};
+use crate::text::{ChatTemplate, EncodeOptions, TemplateError, Tokenizer, TokenizerError};
+
+/// A model that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// File, graph, plan, memory.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Tokenizer.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// Chat template.
+    #[error("chat template: {0}")]
+    Template(#[from] TemplateError),
+    /// A JSON file beside the model.
+    #[error("{file}: {source}")]
+    Json {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// What turns messages into tokens and tokens into text. Shared by all requests.
+#[derive(Debug)]
+pub struct TextSide {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template: the user's, the model's own, or the one that its vocabulary tells.
+    pub template: ChatTemplate,
+    /// Sampling that the model recommends.
+    pub sampling: SamplingSettings,
+    vocabulary: SamplerVocabulary,
+}
+
+impl TextSide {
+    /// The tokenizer and template of an opened file; `template` is the source that the user gave.
+    pub fn new(file: &ModelFile, template: Option<&str>) -> Result<Self, LoadError> {
+        let tokenizer = match &file.folder {
+            Some(folder) if folder.join("tokenizer.json").exists() => {
+                Tokenizer::from_folder(folder)?
+            }
+            _ => Tokenizer::from_metadata(&file.metadata)?,
+        };
+        let name = |id: Option<u32>| id.map_or("", |id| tokenizer.token_text(id));
+        let (bos, eos) = (name(tokenizer.bos()), name(tokenizer.eos()));
+        let own = match template {
+            Some(source) => Some(source.to_owned()),
+            None => template_of(file)?,
+        };
+        let known = || builtin(|token| tokenizer.id_of(token).is_some()).source.to_owned();
+        let template = ChatTemplate::new(&own.unwrap_or_else(known), bos, eos)?;
+        let sampling = match &file.folder {
+            Some(folder) => read_json(&folder.join("generation_config.json"))?
+                .map(|config| SamplingSettings::from_generation_config(&config))
+                .unwrap_or_default(),
+            None => SamplingSettings::from_metadata(&file.metadata)
+                .map_err(|error| ModelError::Lower(error.into()))?,
+        };
+        let ends: Arc<[u32]> = tokenizer.end_tokens().into();
+        let eos = tokenizer.eos().or(ends.first().copied()).unwrap_or(0);
+        let vocabulary = SamplerVocabulary { tokens: tokenizer.vocab_size(), eos, ends };
+        Ok(Self { tokenizer, template, sampling, vocabulary })
+    }
+
+    /// What a sampler needs to know of the vocabulary.
+    pub fn sampler_vocabulary(&self) -> SamplerVocabulary {
+        self.vocabulary.clone()
+    }
+
+    /// The text of a conversation, ready for the assistant's turn.
+    pub fn render(
+        &self,
+        messages: &Json,
+        variables: Option<&serde_json::Map<String, Json>>,
+    ) -> Result<String, TemplateError> {
+        self.template.render(&Conversation {
+            messages,
+            tools: None,
+            add_generation_prompt: true,
+            variables,
+            now: CivilTime::now(),
+        })
+    }
+
+    /// Token ids of a rendered conversation. A template writes the first token itself, so that none
+    /// is put before it unless it did not.
+    pub fn encode_rendered(&self, text: &str) -> Vec<u32> {
+        let options = EncodeOptions { add_special: false, parse_special: true };
+        let mut ids = self.tokenizer.encode(text, options);
+        if self.tokenizer.add_bos()
+            && let Some(bos) = self.tokenizer.bos()
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        ids
+    }
+
+    /// Token ids of a text as it is, with what the model puts around every text.
+    pub fn encode_raw(&self, text: &str) -> Vec<u32> {
+        let options = EncodeOptions { add_special: true, parse_special: true };
+        self.tokenizer.encode(text, options)
+    }
+}
+
+/// The template that a file carries.
+fn template_of(file: &ModelFile) -> Result<Option<String>, LoadError> {
+    if let Some(folder) = &file.folder {
+        if let Ok(source) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
+            return Ok(Some(source));
+        }
+        return match read_json(&folder.join("tokenizer_config.json"))? {
+            Some(config) => Ok(template_in(&config["chat_template"])),
+            None => Ok(None),
+        };
+    }
+    let key = "tokenizer.chat_template";
+    Ok(file.metadata.str(key).map_err(|e| ModelError::Lower(e.into()))?.map(str::to_owned))
+}
+
+/// A template is a string, or one of several under the name `default`.
+fn template_in(value: &Json) -> Option<String> {
+    if let Json::Array(named) = value {
+        let default = named.iter().find(|entry| entry["name"] == "default")?;
+        return default["template"].as_str().map(str::to_owned);
+    }
+    value.as_str().map(str::to_owned)
+}
+
+fn read_json(path: &Path) -> Result<Option<Json>, LoadError> {
+    let Ok(bytes) = std::fs::read(path) else { return Ok(None) };
+    let file = path.display().to_string();
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| LoadError::Json { file, source })
+}
+
+/// A model ready to generate.
+#[derive(Debug)]
+pub struct Loaded {
+    /// File, hyper-parameters, graph.
+    pub lowered: Lowered,
+    /// Tokenizer and template.
+    pub text: Arc<TextSide>,
+    /// Where everything runs.
+    pub plan: Plan,
+    /// The plan at work.
+    pub runner: Runner,
+    /// Time that loading took.
+    pub took: Duration,
+}
+
+impl Loaded {
+    /// Loads the model called `name` (a path, or the built-in one).
+    pub fn open(
+        name: &str,
+        backends: &Backends,
+        options: &ModelOptions,
+        template: Option<&str>,
+    ) -> Result<Self, LoadError> {
+        let start = Instant::now();
+        let lowered = Lowered::new(open_file(name)?, options.lower)?;
+        let text = Arc::new(TextSide::new(&lowered.file, template)?);
+        let plan = lowered.plan(backends, options)?;
+        let runner = lowered.runner(backends, &plan, options)?;
+        Ok(Self { lowered, text, plan, runner, took: start.elapsed() })
+    }
+
+    /// Devices that run a phase, with the number of units on each.
+    pub fn devices(&self, phase: trefoil_devices_api::Phase) -> Vec<(String, usize)> {
+        let bucket = self.plan.buckets.iter().find(|bucket| bucket.bucket.phase == phase);
+        let counts = bucket.map(trefoil_scheduler::BucketPlan::units_per_device);
+        counts.into_iter().flatten().map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+}

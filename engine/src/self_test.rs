@@ -1,0 +1,169 @@
+//! Runs conformance cases on a device, and holds a device against the judge before it is offered.
+
+use std::sync::Arc;
+
+use half::f16;
+use trefoil_devices_api::{
+    AllocRequest, Bucket, Buffer, BufferRef, CompileError, Device, DeviceError, Failure, Job,
+    KvPages, OpQuery, Phase, Point, Purpose, Role, RunArgs, Submission, Support, Timeline, Work,
+};
+use trefoil_graph::BlockType;
+use trefoil_kernels::cases::{Case, Random, pages_of};
+
+/// Why a case has no result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaseError {
+    /// The device says that it cannot.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// No program.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// A request was refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The run failed.
+    #[error("{0}")]
+    Failed(Arc<Failure>),
+}
+
+/// Runs one case and returns the op's output, with KV pages in f16 or f32.
+pub fn run_case(device: &dyn Device, case: &Case, half: bool) -> Result<Vec<f32>, CaseError> {
+    let rows = case.step.tokens.len();
+    let bucket =
+        Bucket { phase: Phase::Prefill, min_tokens: 1, max_tokens: rows, max_outputs: rows };
+    let segment = case.segment();
+    for &node in &segment.nodes {
+        if let Support::No(reason) = device.support(&OpQuery { graph: &case.graph, node, bucket }) {
+            return Err(CaseError::Unsupported(reason));
+        }
+    }
+    let program = device.compile(&case.graph, &segment, bucket, &Job::default())?;
+    let kv = KvPages {
+        page_tokens: case.step.page_tokens as usize,
+        pages: pages_of(&case.step),
+        half,
+        shapes: case.graph.kv().to_vec(),
+    };
+    let domain = device.domains()[0].id;
+    let mut buffers: Vec<BufferRef> = Vec::new();
+    let mut output = None;
+    for binding in program.bindings() {
+        let (bytes, purpose) = match binding.role {
+            Role::Input(node) | Role::Output(node) => {
+                (bucket.tensor_bytes(&case.graph, node), Purpose::Activations)
+            }
+            Role::Kv(layer) => {
+                let elements = kv.shapes[layer].elements_per_token();
+                let tokens = kv.pages * kv.page_tokens;
+                (tokens * elements * if half { 2 } else { 4 }, Purpose::Kv)
+            }
+        };
+        let buffer = device.alloc(AllocRequest { domain, bytes, purpose })?;
+        match binding.role {
+            Role::Input(node) => {
+                let values = case.input(node);
+                buffer.write()?[..values.len() * 4].copy_from_slice(bytemuck::cast_slice(values));
+            }
+            Role::Output(node) if node == case.graph.output() => output = Some(buffer.clone()),
+            Role::Output(_) => {}
+            Role::Kv(_) => fill_kv(&buffer, half)?,
+        }
+        buffers.push(buffer.whole());
+    }
+    let timeline: Arc<Timeline> = Arc::default();
+    let step = Arc::new(case.step.clone());
+    device.submit(
+        0,
+        Submission {
+            waits: Vec::new(),
+            signals: vec![Point { timeline: timeline.clone(), value: 1 }],
+            work: Work::Run { program, args: Arc::new(RunArgs { buffers, kv }), step },
+            label: case.op.into(),
+        },
+    )?;
+    timeline.wait(1).map_err(CaseError::Failed)?;
+    let shape = case.graph.node(case.graph.output()).shape;
+    let len = case.step.count(shape.rows) * shape.width;
+    let bytes = output.expect("the op's tensor is bound").read()?.to_vec();
+    Ok(bytemuck::pod_collect_to_vec(&bytes[..len * size_of::<f32>()]))
+}
+
+/// Pseudo-random keys and values, so that a past is worth attending to.
+fn fill_kv(buffer: &Buffer, half: bool) -> Result<(), DeviceError> {
+    let mut bytes = buffer.write()?;
+    let mut random = Random::new(7);
+    if half {
+        for pair in bytes.chunks_exact_mut(2) {
+            pair.copy_from_slice(&f16::from_f32(random.signed() * 2.0).to_le_bytes());
+        }
+    } else {
+        for word in bytes.chunks_exact_mut(4) {
+            word.copy_from_slice(&(random.signed() * 2.0).to_le_bytes());
+        }
+    }
+    Ok(())
+}
+
+/// `sum((want - got)^2) / sum(want^2)` in f64, infinite if a value is not finite.
+pub fn nmse(want: &[f32], got: &[f32]) -> f64 {
+    if want.len() != got.len() || got.iter().any(|x| !x.is_finite()) {
+        return f64::INFINITY;
+    }
+    let pairs = want.iter().zip(got);
+    let error: f64 = pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    let norm: f64 = want.iter().map(|a| f64::from(*a).powi(2)).sum();
+    if norm == 0.0 { error } else { error / norm }
+}
+
+/// Largest error that a case may show on a device that rounds activations to 8 bits for quantised
+/// weights (DESIGN contract 8), or computes in f32.
+pub fn tolerance(case: &Case, rounds_activations: bool) -> f64 {
+    let quantised = case.format.is_some_and(|format| !format.is_float());
+    let products = matches!(case.op, "linear" | "experts");
+    if rounds_activations && quantised && products { 5e-3 } else { 1e-9 }
+}
+
+/// A case that a device got wrong.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "self-test {op} {shape}: expected an error below {tolerance:e} against the reference, got {got}"
+)]
+pub struct SelfTestError {
+    /// Kind of the op.
+    pub op: &'static str,
+    /// Its shape.
+    pub shape: String,
+    /// NMSE allowed.
+    pub tolerance: f64,
+    /// NMSE, or why there is no result.
+    pub got: String,
+}
+
+/// A few cases of every kind of op, against the judge.
+pub fn self_test(
+    device: &dyn Device,
+    judge: &dyn Device,
+    rounds_activations: bool,
+) -> Result<(), SelfTestError> {
+    for case in trefoil_kernels::cases::all() {
+        let known = [BlockType::F32, BlockType::Q4_K, BlockType::Q8_0];
+        if case.format.is_some_and(|format| !known.contains(&format)) {
+            continue;
+        }
+        let tolerance = tolerance(&case, rounds_activations);
+        let fail =
+            |got: String| SelfTestError { op: case.op, shape: case.shape.clone(), tolerance, got };
+        let got = match run_case(device, &case, false) {
+            Err(CaseError::Unsupported(_)) => continue,
+            result => result.map_err(|error| fail(error.to_string()))?,
+        };
+        let want = run_case(judge, &case, false).map_err(|error| fail(error.to_string()))?;
+        let error = nmse(&want, &got);
+        if error.is_nan() || error >= tolerance {
+            return Err(fail(format!("{error:e}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! The first placement rule: everything on one device, except what pins say.
+
+use trefoil_devices_api::{Bucket, DomainId};
+use trefoil_graph::{LayerGraph, Segment, UnitId};
+use trefoil_telemetry::Bytes;
+
+use crate::plan::{
+    BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Transfer,
+    UnitPlacement,
+};
+use crate::{Pin, nearest};
+
+/// What the planner knows of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Name.
+    pub name: String,
+    /// Domain where its data goes.
+    pub domain: DomainId,
+    /// Is it used only when named?
+    pub only_when_named: bool,
+}
+
+/// What is to be placed.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The model.
+    pub model: ModelRef,
+    /// Its graph.
+    pub graph: &'a LayerGraph,
+    /// Devices, best first.
+    pub devices: &'a [DeviceFacts],
+    /// Device that takes what no pin names; the first that need not be named if absent.
+    pub device: Option<&'a str>,
+    /// Pins; the first match wins.
+    pub pins: &'a [Pin],
+    /// Buckets to place.
+    pub buckets: &'a [Bucket],
+    /// Tokens of context to plan KV pages for.
+    pub context: usize,
+    /// Bytes of one stored key or value element.
+    pub kv_element_bytes: usize,
+}
+
+/// A request that cannot be met.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// A device that is not here.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A pin that matches nothing.
+    #[error(
+        "pin {pattern:?} names no unit or op of this model{}; `trefoil inspect` lists them",
+        near.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+    )]
+    PinMatchesNothing {
+        /// The pattern.
+        pattern: String,
+        /// The most similar name.
+        near: Option<String>,
+    },
+    /// No device at all.
+    #[error("no device to run on; `trefoil devices` says what is here and why not")]
+    NoDevice,
+}
+
+/// Places every unit in every bucket.
+pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
+    let names: Vec<&str> = request.devices.iter().map(|device| device.name.as_str()).collect();
+    let find = |name: &str| {
+        request
+            .devices
+            .iter()
+            .find(|device| device.name == name)
+            .ok_or_else(|| PlanError::unknown_device(name, &names))
+    };
+    let main = match request.device {
+        Some(name) => find(name)?,
+        None => request
+            .devices
+            .iter()
+            .find(|device| !device.only_when_named)
+            .ok_or(PlaceError::NoDevice)?,
+    };
+    for pin in request.pins {
+        find(&pin.device)?;
+        check_pin(pin, request.graph)?;
+    }
+    let mut placed = vec![0; request.pins.len()];
+    let mut buckets = Vec::with_capacity(request.buckets.len());
+    for &bucket in request.buckets {
+        let units = (0..request.graph.units().len()).map(|index| {
+            let id = UnitId(index);
+            let pin =
+                request.pins.iter().position(|pin| pin.holds(request.graph, id, bucket.phase));
+            let device = match pin {
+                Some(pin) => {
+                    placed[pin] += 1;
+                    request.pins[pin].device.clone()
+                }
+                None => main.name.clone(),
+            };
+            UnitPlacement { unit: request.graph.unit(id).name(), device }
+        });
+        let mut plan = BucketPlan {
+            bucket,
+            units: units.collect(),
+            transfers: Vec::new(),
+            predicted_seconds: None,
+            predicted_joules: None,
+        };
+        plan.transfers = transfers(request, &plan)?;
+        buckets.push(plan);
+    }
+    let pins = request.pins.iter().zip(placed);
+    let memory = memory(request, &buckets);
+    Ok(Plan {
+        version: PLAN_VERSION,
+        model: request.model.clone(),
+        profile: None,
+        policy: "single device".to_owned(),
+        context: request.context,
+        kv: vec![main.domain; request.graph.kv().len()],
+        memory,
+        reasons: reasons(request, &main.name, &buckets),
+        pins: pins.map(|(pin, placed)| PinReport { pin: pin.clone(), placed }).collect(),
+        buckets,
+    })
+}
+
+fn check_pin(pin: &Pin, graph: &LayerGraph) -> Result<(), PlaceError> {
+    if (0..graph.units().len()).any(|unit| pin.matches(graph, UnitId(unit))) {
+        return Ok(());
+    }
+    let units = graph.units().iter().map(trefoil_graph::Unit::name);
+    let nodes = graph.nodes().map(|node| graph.node(node).name.clone());
+    let names: Vec<String> = units.chain(nodes).collect();
+    let near = nearest(&pin.pattern, names.iter().map(String::as_str)).map(str::to_owned);
+    Err(PlaceError::PinMatchesNothing { pattern: pin.pattern.clone(), near })
+}
+
+fn reasons(request: &Request<'_>, main: &str, buckets: &[BucketPlan]) -> Vec<String> {
+    let mut reasons = vec![match request.device {
+        Some(_) => format!("{main} was named"),
+        None => format!("{main} is the first device that may be used without being named"),
+    }];
+    if buckets.iter().any(|bucket| bucket.units_per_device().len() > 1) {
+        reasons.push("pins put some units elsewhere".to_owned());
+    }
+    reasons
+}
+
+/// Tensors that cross from one domain to another between segments.
+fn transfers(request: &Request<'_>, plan: &BucketPlan) -> Result<Vec<Transfer>, PlanError> {
+    let domain = |device: &str| {
+        let found = request.devices.iter().find(|facts| facts.name == device);
+        found.map(|facts| facts.domain).ok_or_else(|| PlanError::unknown_device(device, &[]))
+    };
+    let mut transfers = Vec::new();
+    for segment in plan.segments() {
+        let to = domain(&segment.device)?;
+        let Segment { inputs, .. } = request.graph.segment(&segment.units);
+        for node in inputs {
+            let maker = request.graph.node(node);
+            let from = domain(&plan.units[maker.unit.0].device)?;
+            if from != to {
+                transfers.push(Transfer {
+                    tensor: maker.name.clone(),
+                    from,
+                    to,
+                    bytes: Bytes::from(plan.bucket.tensor_bytes(request.graph, node)),
+                });
+            }
+        }
+    }
+    Ok(transfers)
+}
+
+/// Memory by domain. Weights of shared memory are the file's pages, counted once however many
+/// devices read them.
+fn memory(request: &Request<'_>, buckets: &[BucketPlan]) -> Vec<DomainMemory> {
+    let graph = request.graph;
+    let mut domains: Vec<DomainId> = request.devices.iter().map(|device| device.domain).collect();
+    domains.sort_unstable();
+    domains.dedup();
+    let domain_of = |name: &str| {
+        request.devices.iter().find(|device| device.name == name).map(|device| device.domain)
+    };
+    domains
+        .into_iter()
+        .map(|domain| {
+            let uses = |unit: usize| {
+                buckets.iter().any(|bucket| domain_of(&bucket.units[unit].device) == Some(domain))
+            };
+            let mut seen = std::collections::BTreeSet::new();
+            let mut weights = 0;
+            for (index, unit) in graph.units().iter().enumerate() {
+                if !uses(index) {
+                    continue;
+                }
+                for &node in &unit.nodes {
+                    for weight in graph.node(node).op.weights() {
+                        let at = (weight.bytes().as_ptr() as usize, weight.len_bytes());
+                        if seen.insert(at) {
+                            weights += weight.len_bytes() as u64;
+                        }
+                    }
+                }
+            }
+            let kv_elements: usize = graph.kv().iter().map(|kv| kv.elements_per_token()).sum();
+            let kv = kv_elements * request.context * request.kv_element_bytes;
+            let activations = buckets
+                .iter()
+                .map(|bucket| {
+                    let segments = bucket.segments();
+                    let outputs = segments.iter().flat_map(|s| graph.segment(&s.units).outputs);
+                    outputs.map(|node| bucket.bucket.tensor_bytes(graph, node) as u64).sum::<u64>()
+                })
+                .max()
+                .unwrap_or(0);
+            DomainMemory {
+                domain,
+                weights: Bytes(weights),
+                kv: Bytes::from(kv),
+                activations: Bytes(activations),
+            }
+        })
+        .collect()
+}

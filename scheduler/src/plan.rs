@@ -1,0 +1,311 @@
+//! A plan is a plain value: made by a pure function, printed, stored, compared, forced, replayed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use trefoil_devices_api::{Bucket, DomainId};
+use trefoil_graph::{LayerGraph, UnitId};
+use trefoil_telemetry::Bytes;
+
+use crate::{Pin, nearest};
+
+/// Version of the plan's JSON form.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Longest context believed: that of no known model, and small enough that sizes do not overflow.
+const MOST_CONTEXT: usize = 1 << 24;
+
+/// Which model a plan is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRef {
+    /// Fingerprint of the file.
+    pub fingerprint: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`.
+    pub name: Option<String>,
+}
+
+/// A unit's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnitPlacement {
+    /// Name of the unit.
+    pub unit: String,
+    /// Name of the device.
+    pub device: String,
+}
+
+/// A tensor's move between domains, between two segments of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transfer {
+    /// Op that makes the tensor.
+    pub tensor: String,
+    /// Domain it is made in.
+    pub from: DomainId,
+    /// Domain it is needed in.
+    pub to: DomainId,
+    /// Bytes per step at most.
+    pub bytes: Bytes,
+}
+
+/// Placement in one bucket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketPlan {
+    /// The bucket.
+    pub bucket: Bucket,
+    /// Every unit, in the order in which they run.
+    pub units: Vec<UnitPlacement>,
+    /// Moves between domains.
+    pub transfers: Vec<Transfer>,
+    /// Predicted seconds of a full step; absent without a profile.
+    pub predicted_seconds: Option<f64>,
+    /// Predicted joules of a full step; absent without a profile.
+    pub predicted_joules: Option<f64>,
+}
+
+/// Memory that a plan needs in a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DomainMemory {
+    /// The domain.
+    pub domain: DomainId,
+    /// Weights; shared memory counted once.
+    pub weights: Bytes,
+    /// KV pages at the planned context.
+    pub kv: Bytes,
+    /// Tensors between segments.
+    pub activations: Bytes,
+}
+
+/// A pin, and what it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinReport {
+    /// The pin.
+    pub pin: Pin,
+    /// Units that it placed.
+    pub placed: usize,
+}
+
+/// Which unit runs where, per bucket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Version of this form.
+    pub version: u32,
+    /// The model.
+    pub model: ModelRef,
+    /// Profile that the predictions come from.
+    pub profile: Option<String>,
+    /// Policy that chose.
+    pub policy: String,
+    /// Tokens that the KV pages are planned for.
+    pub context: usize,
+    /// Placement per bucket.
+    pub buckets: Vec<BucketPlan>,
+    /// Domain of each KV layer.
+    pub kv: Vec<DomainId>,
+    /// Memory per domain.
+    pub memory: Vec<DomainMemory>,
+    /// Pins and how they were met.
+    pub pins: Vec<PinReport>,
+    /// Why it is as it is, in words.
+    pub reasons: Vec<String>,
+}
+
+/// A run of units on one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentPlan {
+    /// The device.
+    pub device: String,
+    /// Its units, ascending.
+    pub units: Vec<UnitId>,
+}
+
+/// A plan that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// Not JSON of this form.
+    #[error("plan: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Of another version.
+    #[error("plan: expected version {PLAN_VERSION}, got {got}; make it again with `trefoil plan`")]
+    Version {
+        /// What came.
+        got: u32,
+    },
+    /// For another model.
+    #[error("plan: expected model {expected}, got {got}; make it again for this model")]
+    Model {
+        /// Fingerprint of the loaded model.
+        expected: String,
+        /// Fingerprint in the plan.
+        got: String,
+    },
+    /// The units are not the model's.
+    #[error("plan: bucket {bucket}: expected unit {expected}, got {got}")]
+    Units {
+        /// Index of the bucket.
+        bucket: usize,
+        /// What the model has there.
+        expected: String,
+        /// What the plan says.
+        got: String,
+    },
+    /// A device that is not here.
+    #[error("plan: device {got:?} is not here; here are: {known}{}", did_you_mean(.near))]
+    Device {
+        /// What the plan says.
+        got: String,
+        /// All devices.
+        known: String,
+        /// The most similar one.
+        near: Option<String>,
+    },
+    /// A size that cannot be meant.
+    #[error("plan: {what}: expected {expected}, got {got}")]
+    Size {
+        /// Which.
+        what: String,
+        /// What would be right.
+        expected: String,
+        /// What the plan says.
+        got: usize,
+    },
+    /// No buckets for a phase.
+    #[error("plan: no bucket for {phase}")]
+    Phase {
+        /// The phase.
+        phase: &'static str,
+    },
+}
+
+fn did_you_mean(near: &Option<String>) -> String {
+    near.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
+}
+
+impl PlanError {
+    /// A device that is not among `known`.
+    pub(crate) fn unknown_device(got: &str, known: &[&str]) -> Self {
+        Self::Device {
+            got: got.to_owned(),
+            known: known.join(", "),
+            near: nearest(got, known.iter().copied()).map(str::to_owned),
+        }
+    }
+}
+
+impl BucketPlan {
+    /// Units next to each other on one device, as segments.
+    pub fn segments(&self) -> Vec<SegmentPlan> {
+        let mut segments: Vec<SegmentPlan> = Vec::new();
+        for (index, placement) in self.units.iter().enumerate() {
+            match segments.last_mut() {
+                Some(last) if last.device == placement.device => last.units.push(UnitId(index)),
+                _ => segments.push(SegmentPlan {
+                    device: placement.device.clone(),
+                    units: vec![UnitId(index)],
+                }),
+            }
+        }
+        segments
+    }
+
+    /// Number of units per device.
+    pub fn units_per_device(&self) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        for placement in &self.units {
+            *counts.entry(placement.device.as_str()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+impl Plan {
+    /// Reads a plan's JSON form.
+    pub fn from_json(text: &str) -> Result<Self, PlanError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version } = serde_json::from_str(text)?;
+        if version != PLAN_VERSION {
+            return Err(PlanError::Version { got: version });
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// The plan's JSON form.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a plan is plain data")
+    }
+
+    /// Checks a plan against the model and the devices that it is to run on.
+    pub fn check(
+        &self,
+        fingerprint: &str,
+        graph: &LayerGraph,
+        devices: &[&str],
+    ) -> Result<(), PlanError> {
+        if self.version != PLAN_VERSION {
+            return Err(PlanError::Version { got: self.version });
+        }
+        if self.model.fingerprint != fingerprint {
+            return Err(PlanError::Model {
+                expected: fingerprint.to_owned(),
+                got: self.model.fingerprint.clone(),
+            });
+        }
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            let count = graph.units().len().max(bucket.units.len());
+            for at in 0..count {
+                let expected = graph.units().get(at).map(trefoil_graph::Unit::name);
+                let got = bucket.units.get(at);
+                if expected.as_deref() != got.map(|placement| placement.unit.as_str()) {
+                    return Err(PlanError::Units {
+                        bucket: index,
+                        expected: expected.unwrap_or_else(|| "no more".to_owned()),
+                        got: got.map_or("none".to_owned(), |placement| placement.unit.clone()),
+                    });
+                }
+                let device = &got.expect("checked above").device;
+                if !devices.contains(&device.as_str()) {
+                    return Err(PlanError::unknown_device(device, devices));
+                }
+            }
+        }
+        self.check_sizes(graph)?;
+        for phase in [trefoil_devices_api::Phase::Prefill, trefoil_devices_api::Phase::Decode] {
+            if !self.buckets.iter().any(|bucket| bucket.bucket.phase == phase) {
+                return Err(PlanError::Phase { phase: phase.name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the sizes that memory is taken by.
+    fn check_sizes(&self, graph: &LayerGraph) -> Result<(), PlanError> {
+        let within = |what: &str, got: usize, least: usize, most: usize| {
+            if (least..=most).contains(&got) {
+                return Ok(());
+            }
+            let expected =
+                if least == most { most.to_string() } else { format!("{least} to {most}") };
+            Err(PlanError::Size { what: what.to_owned(), expected, got })
+        };
+        within("context", self.context, 1, MOST_CONTEXT)?;
+        within("number of KV layers", self.kv.len(), graph.kv().len(), graph.kv().len())?;
+        for (index, BucketPlan { bucket, .. }) in self.buckets.iter().enumerate() {
+            let what = format!("bucket {index}: max_tokens");
+            within(&what, bucket.max_tokens, 1, self.context)?;
+            let what = format!("bucket {index}: max_outputs");
+            within(&what, bucket.max_outputs, 1, bucket.max_tokens)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,358 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use trefoil_scheduler::Pin;
+
+/// Run language models over every processor of one machine.
+#[derive(Debug, Parser)]
+#[command(name = "trefoil", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Say less: errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Say more; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Colours and progress bars
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
+    pub(crate) color: Colour,
+    /// Form of log lines
+    #[arg(long, global = true, value_enum, default_value_t = LogForm::Text)]
+    pub(crate) log_format: LogForm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogForm {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer one prompt (from the argument or standard input), else chat
+    Run(RunArgs),
+    /// Chat with a model
+    Chat(ChatArgs),
+    /// Serve models over an OpenAI-compatible HTTP API
+    Serve(ServeArgs),
+    /// Show where each part of a model would run, and why
+    Plan(PlanArgs),
+    /// List the devices of this machine
+    Devices(DevicesArgs),
+    /// Show what is in a model file and what it costs
+    #[command(visible_alias = "show")]
+    Inspect(InspectArgs),
+    /// Turn text into token ids
+    Tokenize(TokenizeArgs),
+    /// Write a text's logits, or compare two such files
+    Logits(LogitsArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Write a model in another number format
+    Quantize(QuantizeArgs),
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where and how a model runs.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlacementArgs {
+    /// Device for all that no pin names, such as cpu0
+    #[arg(long, value_name = "DEVICE", env = "TREFOIL_DEVICE")]
+    pub(crate) device: Option<String>,
+    /// Put units or ops on a device: GLOB=DEVICE, or prefill:GLOB=DEVICE; may be repeated
+    #[arg(long = "pin", value_name = "GLOB=DEVICE")]
+    pub(crate) pins: Vec<Pin>,
+    /// Run a plan made by `trefoil plan --json` (- for standard input)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "pins"])]
+    pub(crate) plan: Option<PathBuf>,
+    /// Tokens of context [default: the model's own, at most 8192]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) ctx_size: Option<u32>,
+    /// Threads of the CPU device [default: one per physical core]
+    #[arg(short, long, value_name = "N", env = "TREFOIL_THREADS", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Most prompt tokens read in one step
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub(crate) prefill_chunk: usize,
+    /// Number format of stored keys and values
+    #[arg(long, value_enum, default_value_t = KvForm::F16)]
+    pub(crate) kv_type: KvForm,
+    /// Exact f32 arithmetic instead of 8-bit activations: slower
+    #[arg(long)]
+    pub(crate) exact: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvForm {
+    F16,
+    F32,
+}
+
+/// How the next token is chosen. What is not given comes from the model, else from built-in values.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct SamplingArgs {
+    /// Randomness; 0 always takes the most probable token
+    #[arg(long, value_name = "T")]
+    pub(crate) temp: Option<f64>,
+    /// Keep the K most probable tokens; 0 for all
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub(crate) top_k: Option<i64>,
+    /// Keep the most probable tokens that together reach P
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f64>,
+    /// Keep tokens at least P times as probable as the best
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f64>,
+    /// Keep the most typical tokens that together reach P
+    #[arg(long, value_name = "P")]
+    pub(crate) typical_p: Option<f64>,
+    /// Make tokens that came before less likely; 1 is off
+    #[arg(long, value_name = "R")]
+    pub(crate) repeat_penalty: Option<f64>,
+    /// Tokens that count as "before"
+    #[arg(long, value_name = "N")]
+    pub(crate) repeat_last_n: Option<i64>,
+    /// Lower tokens by how often they came in the reply
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f64>,
+    /// Lower tokens that came in the reply
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f64>,
+    /// Seed of the random numbers; the same seed gives the same reply
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) seed: Option<i64>,
+    /// Most tokens of the reply
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: Option<u32>,
+    /// End the reply at this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    pub(crate) model: String,
+    /// The prompt; standard input if it is not a terminal, else a chat begins
+    pub(crate) prompt: Option<String>,
+    /// System message
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// The prompt as it is, without chat template
+    #[arg(long, conflicts_with_all = ["system", "chat_template"])]
+    pub(crate) raw: bool,
+    /// Chat template from a file instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// Print one JSON document: text, token ids, statistics
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    #[arg(default_value = "demo", env = "TREFOIL_MODEL")]
+    pub(crate) model: String,
+    /// System message
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// Chat template from a file instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Models to serve: .gguf files, folders, or `demo`
+    #[arg(default_value = "demo", env = "TREFOIL_MODEL", num_args = 1..)]
+    pub(crate) models: Vec<String>,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", env = "TREFOIL_HOST")]
+    pub(crate) host: String,
+    /// Port to listen on; 0 for any free one
+    #[arg(long, default_value_t = 9378, env = "TREFOIL_PORT")]
+    pub(crate) port: u16,
+    /// Key that clients must send
+    #[arg(long, env = "TREFOIL_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// File that holds the key
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Listen on an address that others can reach, without a key
+    #[arg(long)]
+    pub(crate) allow_unauthenticated: bool,
+    /// More names that the Host header may have; may be repeated
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Origins whose pages may call; may be repeated
+    #[arg(long = "allowed-origin", value_name = "ORIGIN")]
+    pub(crate) allowed_origins: Vec<String>,
+    /// Requests that may wait
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = positive)]
+    pub(crate) max_queue: usize,
+    /// Refuse bodies with unknown fields instead of naming them in a header
+    #[arg(long)]
+    pub(crate) strict_fields: bool,
+    /// Chat template from a file instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    pub(crate) model: String,
+    /// Print the plan as JSON, as --plan takes it
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    pub(crate) model: String,
+    /// Context length that memory and decode costs are told for [default: the model's own]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    pub(crate) ctx_size: Option<usize>,
+    /// Memory to fit into, such as 16GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
+    pub(crate) fit: Option<u64>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "dot")]
+    pub(crate) json: bool,
+    /// Print the layer graph for Graphviz
+    #[arg(long)]
+    pub(crate) dot: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    /// A .gguf file, a folder with tokenizer.json, or `demo`
+    pub(crate) model: String,
+    /// The text; standard input if absent
+    pub(crate) text: Option<String>,
+    /// Add the tokens that the model puts around a text
+    #[arg(long)]
+    pub(crate) add_special: bool,
+    /// Take names of special tokens as text
+    #[arg(long)]
+    pub(crate) no_parse_special: bool,
+    /// Turn ids (separated by commas or spaces) back into text
+    #[arg(long)]
+    pub(crate) decode: bool,
+    /// Print JSON: ids and pieces
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// The model
+    #[arg(required_unless_present = "compare")]
+    pub(crate) model: Option<String>,
+    /// The text
+    #[arg(short, long, conflicts_with = "tokens")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids instead of a text: 1,2,3
+    #[arg(long, value_delimiter = ',', value_name = "IDS")]
+    pub(crate) tokens: Vec<u32>,
+    /// Write a NumPy file, f32 [positions, vocabulary]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the K best tokens of each position
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub(crate) top: Option<usize>,
+    /// Compare two NumPy files of logits
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["prompt", "tokens"])]
+    pub(crate) compare: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    /// The model
+    pub(crate) model: String,
+    /// The text
+    pub(crate) file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Exit with status 6 if the perplexity is above
+    #[arg(long, value_name = "P")]
+    pub(crate) max: Option<f64>,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// The model to read
+    pub(crate) source: String,
+    /// The file to write
+    pub(crate) target: PathBuf,
+    /// Number format: F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K or the mix Q4_K_M
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) to: String,
+    /// Write over an existing file
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print a JSON summary
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,82 @@
+//! What several commands share: options from flags, loading, progress.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::kv::KvType;
+use trefoil_engine::loaded::Loaded;
+use trefoil_engine::model::ModelOptions;
+use trefoil_scheduler::Plan;
+
+use crate::cli::{KvForm, PlacementArgs};
+use crate::exit::{Failure, Status};
+
+/// Finds the devices.
+pub(crate) fn backends(args: &PlacementArgs) -> Backends {
+    Backends::detect(BackendOptions { threads: args.threads, exact: args.exact })
+}
+
+/// A model's options from the flags.
+pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
+    let plan = match &args.plan {
+        None => None,
+        Some(path) => {
+            let text = if path == Path::new("-") {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text)?;
+                text
+            } else {
+                read_text(path, Status::Usage)?
+            };
+            Some(Plan::from_json(&text).map_err(|error| Failure::new(Status::Usage, error))?)
+        }
+    };
+    Ok(ModelOptions {
+        device: args.device.clone(),
+        pins: args.pins.clone(),
+        plan,
+        context: args.ctx_size.map(|n| n as usize),
+        kv_type: match args.kv_type {
+            KvForm::F16 => KvType::F16,
+            KvForm::F32 => KvType::F32,
+        },
+        chunk: args.prefill_chunk,
+        ..ModelOptions::default()
+    })
+}
+
+/// Loads a model as the flags say.
+pub(crate) fn load(
+    model: &str,
+    args: &PlacementArgs,
+    template: Option<&Path>,
+) -> Result<(Backends, Loaded), Failure> {
+    let backends = backends(args);
+    let template = template.map(|path| read_text(path, Status::Usage)).transpose()?;
+    let spinner = spinner(&format!("loading {model}"));
+    let loaded = Loaded::open(model, &backends, &options(args)?, template.as_deref());
+    spinner.finish_and_clear();
+    Ok((backends, loaded?))
+}
+
+/// Reads a UTF-8 file, naming it in the error.
+pub(crate) fn read_text(path: &Path, status: Status) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(status, format!("{}: {error}", path.display())))
+}
+
+/// A sign of life for work of unknown length; shown after a moment, on a terminal only.
+pub(crate) fn spinner(message: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}
+
+/// A bar for work of known length, on a terminal only.
+pub(crate) fn bar(total: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    ProgressBar::new(total).with_style(style.progress_chars("=> "))
+}

@@ -1,0 +1,48 @@
+//! `trefoil devices`.
+
+use serde_json::json;
+use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_telemetry::host_memory;
+
+use crate::cli::DevicesArgs;
+use crate::exit::Outcome;
+
+pub(crate) fn run(args: &DevicesArgs) -> Outcome {
+    let backends = Backends::detect(BackendOptions::default());
+    let memory = host_memory();
+    if args.json {
+        let devices: Vec<_> = backends
+            .devices
+            .iter()
+            .map(|device| {
+                let sample = device.sample();
+                json!({
+                    "info": device.info(),
+                    "domains": device.domains().iter().map(|d| json!({
+                        "domain": d.id.to_string(), "bytes": d.size.map(|b| b.0),
+                    })).collect::<Vec<_>>(),
+                    "free_bytes": sample.free.map(|b| b.0),
+                })
+            })
+            .collect();
+        let document = json!({
+            "devices": devices,
+            "refused": backends.refused,
+            "ram": {"total": memory.total.map(|b| b.0), "available": memory.available.map(|b| b.0)},
+        });
+        println!("{}", serde_json::to_string_pretty(&document)?);
+        return Ok(());
+    }
+    for device in &backends.devices {
+        let info = device.info();
+        let mark = if info.only_when_named { "  (only when named)" } else { "" };
+        println!("{:<6} {}{mark}", info.name, info.product);
+    }
+    for refused in &backends.refused {
+        println!("{:<6} not usable: {}", refused.name, refused.reason);
+    }
+    if let (Some(total), Some(available)) = (memory.total, memory.available) {
+        println!("{:<6} {total}, {available} available", "ram");
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! One file per command.
+
+pub(crate) mod chat;
+mod common;
+pub(crate) mod devices;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod perplexity;
+pub(crate) mod plan;
+pub(crate) mod quantize;
+pub(crate) mod run;
+pub(crate) mod serve;
+pub(crate) mod tokenize;

@@ -1,0 +1,74 @@
+//! `trefoil plan`.
+
+use trefoil_engine::model::{Lowered, open_file};
+use trefoil_scheduler::Plan;
+use trefoil_telemetry::Bytes;
+
+use super::common;
+use crate::cli::PlanArgs;
+use crate::exit::Outcome;
+
+pub(crate) fn run(args: &PlanArgs) -> Outcome {
+    let options = common::options(&args.placement)?;
+    let backends = common::backends(&args.placement);
+    let lowered = Lowered::new(open_file(&args.model)?, options.lower)?;
+    let plan = lowered.plan(&backends, &options)?;
+    if args.json {
+        println!("{}", plan.to_json());
+    } else {
+        print!("{}", render(&plan));
+    }
+    Ok(())
+}
+
+/// Units next to each other on one device, as `blk.0.attn_in .. head`.
+fn runs(plan: &trefoil_scheduler::BucketPlan) -> Vec<(String, String, usize)> {
+    let name = |index: usize| plan.units[index].unit.clone();
+    let segments = plan.segments().into_iter().map(|segment| {
+        let (first, last) = (segment.units[0].0, segment.units[segment.units.len() - 1].0);
+        let range =
+            if first == last { name(first) } else { format!("{} .. {}", name(first), name(last)) };
+        (range, segment.device, segment.units.len())
+    });
+    segments.collect()
+}
+
+pub(crate) fn render(plan: &Plan) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let name = plan.model.name.as_deref().unwrap_or("unnamed");
+    let mut line = |line: String| {
+        writeln!(text, "{}", line.trim_end()).expect("strings take text");
+    };
+    line(format!("{name} ({}), policy: {}", plan.model.architecture, plan.policy));
+    line(format!("context {} tokens", plan.context));
+    for bucket in &plan.buckets {
+        let (phase, most) = (bucket.bucket.phase.name(), bucket.bucket.max_tokens);
+        line(format!("\n{phase}, up to {most} tokens a step"));
+        for (range, device, count) in runs(bucket) {
+            let units = if count == 1 { "unit" } else { "units" };
+            line(format!("  {device:<6} {range}  ({count} {units})"));
+        }
+        for transfer in &bucket.transfers {
+            let (from, to) = (transfer.from, transfer.to);
+            line(format!("  copy   {} {from} -> {to}, {}", transfer.tensor, transfer.bytes));
+        }
+    }
+    line("\nmemory".to_owned());
+    for memory in &plan.memory {
+        let total: Bytes = [memory.weights, memory.kv, memory.activations].into_iter().sum();
+        line(format!(
+            "  {:<6} {total}: weights {}, KV {}, activations {}",
+            memory.domain.to_string(),
+            memory.weights,
+            memory.kv,
+            memory.activations
+        ));
+    }
+    for report in &plan.pins {
+        let placed = report.placed;
+        line(format!("pin {} = {}: {placed} placements", report.pin.pattern, report.pin.device));
+    }
+    line(format!("why: {}", plan.reasons.join("; ")));
+    text
+}

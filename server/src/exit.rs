@@ -1,0 +1,120 @@
+//! How the program ends: documented exit codes and readable errors.
+
+use std::process::ExitCode;
+
+use trefoil_engine::model::ModelError;
+
+/// Why a command failed, by exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Anything else.
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+    /// The model is missing or broken.
+    Model = 3,
+    /// No device, or the model does not fit.
+    Device = 4,
+    /// The server could not do its work.
+    Network = 5,
+    /// A check that the user asked for.
+    Check = 6,
+}
+
+/// A command's failure: what happened, and the status to leave with.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: Status,
+    pub(crate) error: Box<dyn std::error::Error + Send + Sync>,
+}
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+impl Failure {
+    pub(crate) fn new(
+        status: Status,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { status, error: error.into() }
+    }
+
+    /// The message with all its causes, each once.
+    pub(crate) fn message(&self) -> String {
+        let mut text = self.error.to_string();
+        let mut source = self.error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text.push_str(": ");
+                text.push_str(&cause_text);
+            }
+            source = cause.source();
+        }
+        text
+    }
+
+    /// Name of the status in JSON errors.
+    fn code(&self) -> &'static str {
+        match self.status {
+            Status::Failed => "failed",
+            Status::Usage => "usage",
+            Status::Model => "model",
+            Status::Device => "device",
+            Status::Network => "network",
+            Status::Check => "check",
+        }
+    }
+
+    /// Prints the failure to stderr, as a block for people or as the API's error object.
+    pub(crate) fn print(&self, json: bool) -> ExitCode {
+        if json {
+            let body = serde_json::json!({"error": {
+                "message": self.message(), "type": "cli_error", "param": null, "code": self.code(),
+            }});
+            eprintln!("{body}");
+        } else {
+            eprintln!("{:?}", miette::miette!("{}", self.message()));
+        }
+        ExitCode::from(self.status as u8)
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Self {
+        let status = match &error {
+            ModelError::Place(_) | ModelError::Plan(_) => Status::Usage,
+            ModelError::Device(_) | ModelError::Execute(_) => Status::Device,
+            _ => Status::Model,
+        };
+        Self::new(status, error)
+    }
+}
+
+macro_rules! failed {
+    ($($error:ty => $status:ident),* $(,)?) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::new(Status::$status, error)
+            }
+        })*
+    };
+}
+
+failed! {
+    std::io::Error => Failed,
+    serde_json::Error => Failed,
+    trefoil_engine::runner::RunError => Failed,
+    trefoil_engine::evaluate::EvaluateError => Failed,
+    trefoil_engine::text::TokenizerError => Model,
+    trefoil_engine::text::TemplateError => Model,
+}
+
+impl From<trefoil_engine::loaded::LoadError> for Failure {
+    fn from(error: trefoil_engine::loaded::LoadError) -> Self {
+        use trefoil_engine::loaded::LoadError;
+        match error {
+            LoadError::Model(error) => error.into(),
+            error => Self::new(Status::Model, error),
+        }
+    }
+}

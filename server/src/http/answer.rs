@@ -1,0 +1,122 @@
+//! The parts of a chat answer that streams and plain answers share (API.md section 3.1).
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use trefoil_engine::generate::{Finish, Summary, TokenLogprobs};
+use trefoil_engine::text::Tokenizer;
+
+use super::state::ServedModel;
+
+/// What is the same in every part of one answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+}
+
+impl Head {
+    pub(crate) fn new(model: &ServedModel) -> Self {
+        Self {
+            id: super::id::new("chatcmpl-"),
+            created: super::id::unix_time(),
+            model: model.id.clone(),
+            fingerprint: model.fingerprint.clone(),
+        }
+    }
+
+    /// An object of this answer.
+    pub(crate) fn object(&self, kind: &str, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "service_tier": "default",
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        })
+    }
+}
+
+/// `stop` or `length`.
+pub(crate) fn finish_reason(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::MaxTokens | Finish::ContextFull => "length",
+        Finish::EndToken(_) | Finish::StopText(_) | Finish::Cancelled => "stop",
+    }
+}
+
+fn stop_reason(finish: &Finish) -> Value {
+    match finish {
+        Finish::EndToken(id) => json!(id),
+        Finish::StopText(text) => json!(text),
+        _ => Value::Null,
+    }
+}
+
+/// A token's log probabilities as clients read them.
+pub(crate) fn logprobs(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Value {
+    let entry = |id: u32, logprob: f64| {
+        let bytes = tokenizer.token_bytes(id);
+        json!({
+            "token": String::from_utf8_lossy(bytes),
+            "logprob": logprob,
+            "bytes": bytes,
+        })
+    };
+    let mut value = entry(token.chosen.id, token.chosen.logprob);
+    let top = token.top.iter().map(|other| entry(other.id, other.logprob));
+    value["top_logprobs"] = Value::Array(top.collect());
+    value
+}
+
+/// Token counts over all replies to one prompt, which counts once.
+pub(crate) fn usage(summaries: &[Summary]) -> Value {
+    let prompt = summaries.first().map_or(0, |summary| summary.prompt_tokens);
+    let completion: usize = summaries.iter().map(|summary| summary.generated_tokens).sum();
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    })
+}
+
+/// Times in llama.cpp's layout.
+pub(crate) fn timings(summaries: &[Summary]) -> Value {
+    let prompt: usize = summaries.iter().map(|s| s.prompt_tokens).sum();
+    let generated: usize = summaries.iter().map(|s| s.generated_tokens).sum();
+    let prefill: Duration = summaries.iter().map(|s| s.prefill).sum();
+    let decode: Duration = summaries.iter().map(|s| s.decode).sum();
+    let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
+    json!({
+        "cache_n": 0,
+        "prompt_n": prompt,
+        "prompt_ms": prefill.as_secs_f64() * 1e3,
+        "prompt_per_second": rate(prompt, prefill),
+        "predicted_n": generated,
+        "predicted_ms": decode.as_secs_f64() * 1e3,
+        "predicted_per_second": rate(generated, decode),
+    })
+}
+
+/// What ran where, and what a client needs to repeat the answer.
+pub(crate) fn trefoil(
+    model: &ServedModel,
+    summaries: &[Summary],
+    queued: Duration,
+    seed: i64,
+) -> Value {
+    json!({
+        "plan_versions": [1],
+        "prefill_devices": model.prefill_devices,
+        "decode_devices": model.decode_devices,
+        "queue_ms": queued.as_secs_f64() * 1e3,
+        "seed": seed,
+        "stop_reason": summaries.first().map_or(Value::Null, |s| stop_reason(&s.finish)),
+    })
+}

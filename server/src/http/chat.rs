@@ -1,0 +1,445 @@
+//! POST /v1/chat/completions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use trefoil_engine::generate::{Event, GenerateError, Request, Summary};
+use trefoil_engine::runner::RunError;
+use trefoil_engine::service::{ServiceError, SubmitError, Update};
+use trefoil_engine::text::TemplateError;
+use trefoil_engine::text::sampling::{SamplingParams, SamplingSettings};
+
+use super::answer::{self, Head};
+use super::chat_request::{ChatRequest, Overrides};
+use super::error::ApiError;
+use super::info::unknown_model;
+use super::sse;
+use super::state::{AppState, ServedModel};
+
+/// Updates of the reply with this number.
+type Tagged = (u32, Update);
+
+/// Reads a body within the limits of size and time.
+async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
+    let most = state.options.max_body;
+    let reading = axum::body::to_bytes(body, most);
+    match tokio::time::timeout(state.options.body_timeout, reading).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(_)) => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "request_too_large",
+            format!("The body must be at most {most} bytes, and arrive whole."),
+        )),
+        Err(_) => Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "request_timeout",
+            format!("The body was not in within {:?}.", state.options.body_timeout),
+        )),
+    }
+}
+
+/// The sampling parameters of a request on a model.
+fn sampling(overrides: &Overrides, request: &ChatRequest, model: &ServedModel) -> SamplingParams {
+    let whole = |n: i64| i32::try_from(n).unwrap_or(i32::MAX);
+    let mut settings = SamplingSettings::default();
+    settings.temperature = overrides.temperature.map(|t| t as f32);
+    settings.top_k = overrides.top_k.map(whole);
+    settings.top_p = overrides.top_p;
+    settings.min_p = overrides.min_p;
+    settings.typical_p = overrides.typical_p;
+    settings.repeat_penalty = overrides.repeat_penalty.map(|p| p as f32);
+    settings.repeat_last_n = overrides.repeat_last_n.map(whole);
+    let mut params = settings.over(model.text.sampling).params();
+    params.frequency_penalty = overrides.frequency_penalty.unwrap_or(0.0) as f32;
+    params.presence_penalty = overrides.presence_penalty.unwrap_or(0.0) as f32;
+    params.logit_bias.clone_from(&overrides.logit_bias);
+    let tokens = overrides.min_tokens.unwrap_or(0);
+    params.min_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+    params.ignore_eos = overrides.ignore_eos;
+    params.logprobs = request.logprobs.map(|n| n as u32);
+    params
+}
+
+/// A request on its way: its prompt, and what is the same for all its replies.
+struct Job {
+    request: ChatRequest,
+    prompt: Vec<u32>,
+    params: SamplingParams,
+    seed: i64,
+}
+
+impl Job {
+    fn new(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+        let options = &state.options;
+        let request = ChatRequest::read(body, options.max_n, options.strict_fields)?;
+        let model = find(state, &request.model)?;
+        if !model.generative {
+            let message = format!("The model '{}' makes embeddings and cannot chat.", model.id);
+            return Err(ApiError::field("unsupported_value", "model", message));
+        }
+        let rendered = model
+            .text
+            .render(&request.messages, Some(&request.template_variables))
+            .map_err(|error| template_error(&error))?;
+        let prompt = model.text.encode_rendered(&rendered);
+        let completion = request.max_tokens.unwrap_or(1);
+        if prompt.is_empty() {
+            let message = "The messages make an empty prompt with this model's template.";
+            return Err(ApiError::field("invalid_value", "messages", message));
+        }
+        if prompt.len().saturating_add(completion) > model.context {
+            return Err(ApiError::context_length(model.context, prompt.len(), completion));
+        }
+        let params = sampling(&request.sampling, &request, model);
+        params
+            .validate(model.vocabulary)
+            .map_err(|error| ApiError::field("invalid_value", error.field, error.to_string()))?;
+        let seed = request.sampling.seed.unwrap_or_else(super::id::seed);
+        Ok(Self { request, prompt, params, seed })
+    }
+
+    /// Queues every reply; their updates come through the channel.
+    fn submit(&self, model: &ServedModel) -> Result<UnboundedReceiver<Tagged>, ApiError> {
+        let (sender, receiver) = unbounded_channel();
+        for choice in 0..self.request.n {
+            let sender = sender.clone();
+            let request = Request {
+                prompt: self.prompt.clone(),
+                sampling: self.params.clone(),
+                max_tokens: self.request.max_tokens,
+                stop: self.request.stop.clone(),
+                seed: self.seed,
+                choice: u64::from(choice),
+            };
+            // A send fails when the client is gone: that cancels the generation.
+            let sink = Box::new(move |update| sender.send((choice, update)).is_ok());
+            model.service.submit(request, sink).map_err(|error| match error {
+                SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
+                _ => ApiError {
+                    retry_after: Some(1),
+                    ..ApiError::new(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "shutting_down",
+                        "The server is shutting down.",
+                    )
+                },
+            })?;
+        }
+        Ok(receiver)
+    }
+}
+
+fn find<'a>(state: &'a AppState, name: &str) -> Result<&'a ServedModel, ApiError> {
+    state.model(name).ok_or_else(|| unknown_model(state, name))
+}
+
+fn template_error(error: &TemplateError) -> ApiError {
+    let message = format!("The model's chat template does not take these messages: {error}");
+    ApiError::field("invalid_value", "messages", message)
+}
+
+fn service_error(error: &ServiceError) -> ApiError {
+    match error {
+        ServiceError::Generate(GenerateError::Run(RunError::Execute(error))) => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            ApiError::new(status, "device_error", format!("A device failed: {error}."))
+        }
+        error => ApiError::internal(format!("The generation failed: {error}.")),
+    }
+}
+
+/// The reply with a number, while it grows.
+#[derive(Default)]
+struct Reply {
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<Value>,
+    summary: Option<Summary>,
+}
+
+/// What is known of a request so far, for metrics and for the end of the answer.
+struct Progress<'a> {
+    state: &'a AppState,
+    model: &'a ServedModel,
+    arrived: std::time::Instant,
+    last_token: Option<std::time::Instant>,
+    queued: Duration,
+    summaries: Vec<Summary>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(state: &'a AppState, model: &'a ServedModel) -> Self {
+        let (arrived, queued) = (std::time::Instant::now(), Duration::ZERO);
+        Self { state, model, arrived, last_token: None, queued, summaries: Vec::new() }
+    }
+
+    fn started(&mut self, queued: Duration) {
+        self.queued = self.queued.max(queued);
+        let labels = [self.model.id.as_str()];
+        let metrics = &self.state.metrics;
+        metrics.request_queue_seconds.with_label_values(&labels).observe(queued.as_secs_f64());
+    }
+
+    fn token(&mut self) {
+        let labels = [self.model.id.as_str()];
+        let now = std::time::Instant::now();
+        let metrics = &self.state.metrics;
+        let (metric, since) = match self.last_token.replace(now) {
+            Some(last) => (&metrics.inter_token_seconds, last),
+            None => (&metrics.time_to_first_token_seconds, self.arrived),
+        };
+        let span = now.duration_since(since);
+        metric.with_label_values(&labels).observe(span.as_secs_f64());
+    }
+
+    fn done(&mut self, summary: &Summary) {
+        let id = self.model.id.as_str();
+        let (labels, metrics) = ([id], &self.state.metrics);
+        let (prompt, made) = (summary.prompt_tokens as f64, summary.generated_tokens as f64);
+        metrics.requests_total.with_label_values(&[id, summary.finish.name()]).inc();
+        metrics.prompt_tokens_total.with_label_values(&[id, "computed"]).inc_by(prompt);
+        metrics.generated_tokens_total.with_label_values(&labels).inc_by(made);
+        metrics.request_prompt_tokens.with_label_values(&labels).observe(prompt);
+        metrics.request_generated_tokens.with_label_values(&labels).observe(made);
+        let prefill = metrics.request_prefill_seconds.with_label_values(&labels);
+        prefill.observe(summary.prefill.as_secs_f64());
+        let decode = metrics.request_decode_seconds.with_label_values(&labels);
+        decode.observe(summary.decode.as_secs_f64());
+        let whole = metrics.request_duration_seconds.with_label_values(&labels);
+        whole.observe(self.arrived.elapsed().as_secs_f64());
+        self.summaries.push(summary.clone());
+        // The next reply to the same prompt begins anew.
+        self.last_token = None;
+        self.arrived = std::time::Instant::now();
+    }
+
+    fn failed(&self, error: &ServiceError) -> ApiError {
+        let outcome = match error {
+            ServiceError::Cancelled => "cancelled",
+            _ => "error",
+        };
+        let labels = [self.model.id.as_str(), outcome];
+        self.state.metrics.requests_total.with_label_values(&labels).inc();
+        service_error(error)
+    }
+}
+
+/// POST /v1/chat/completions
+pub(crate) async fn create(
+    State(state): State<Arc<AppState>>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let body = read_body(&state, body).await?;
+    let job = Job::new(&state, &body).inspect_err(|error| {
+        let reason = match error.code {
+            "context_length_exceeded" => "too_long",
+            _ => "invalid",
+        };
+        state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
+    })?;
+    let model = find(&state, &job.request.model)?;
+    let receiver = job.submit(model).inspect_err(|_| {
+        state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
+    })?;
+    let ignored = job.request.ignored.join(",");
+    let mut response = if job.request.stream {
+        stream(state.clone(), job, receiver).await
+    } else {
+        whole(&state, model, &job, receiver).await?.into_response()
+    };
+    if let Ok(value) = HeaderValue::from_str(&ignored)
+        && !ignored.is_empty()
+    {
+        response.headers_mut().insert("x-trefoil-ignored", value);
+    }
+    Ok(response)
+}
+
+/// Waits for all replies and answers at once.
+async fn whole(
+    state: &AppState,
+    model: &ServedModel,
+    job: &Job,
+    mut receiver: UnboundedReceiver<Tagged>,
+) -> Result<axum::Json<Value>, ApiError> {
+    let mut progress = Progress::new(state, model);
+    let mut replies: Vec<Reply> = (0..job.request.n).map(|_| Reply::default()).collect();
+    let mut left = replies.len();
+    while left > 0 {
+        let Some((choice, update)) = receiver.recv().await else {
+            return Err(ApiError::internal("The generation ended without a result."));
+        };
+        let reply = &mut replies[choice as usize];
+        match update {
+            Update::Started(queued) => progress.started(queued),
+            Update::Event(Event::PromptRead(_)) => {}
+            Update::Event(Event::Token { id, text, logprobs }) => {
+                progress.token();
+                reply.text.push_str(&text);
+                reply.tokens.push(id);
+                let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
+                reply.logprobs.extend(logprobs);
+            }
+            Update::Event(Event::Text(text)) => reply.text.push_str(&text),
+            Update::Done(Ok(summary)) => {
+                progress.done(&summary);
+                reply.summary = Some(summary);
+                left -= 1;
+            }
+            Update::Done(Err(error)) => return Err(progress.failed(&error)),
+        }
+    }
+    let choices = replies.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
+    let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
+    object["usage"] = answer::usage(&progress.summaries);
+    finish(&mut object, &progress, job);
+    Ok(axum::Json(object))
+}
+
+fn choice(job: &Job, index: usize, reply: &Reply) -> Value {
+    let finish = reply.summary.as_ref().map(|summary| answer::finish_reason(&summary.finish));
+    let mut value = json!({
+        "index": index,
+        "message": {"role": "assistant", "content": reply.text, "refusal": null},
+        "logprobs": job.request.logprobs.map(|_| json!({
+            "content": reply.logprobs, "refusal": null,
+        })),
+        "finish_reason": finish,
+    });
+    if job.request.return_tokens {
+        value["tokens"] = json!(reply.tokens);
+    }
+    value
+}
+
+/// What the last object of an answer carries.
+fn finish(object: &mut Value, progress: &Progress<'_>, job: &Job) {
+    object["timings"] = answer::timings(&progress.summaries);
+    object["trefoil"] =
+        answer::trefoil(progress.model, &progress.summaries, progress.queued, job.seed);
+    if let Some(metadata) = &job.request.metadata {
+        object["metadata"] = metadata.clone();
+    }
+}
+
+/// Answers with events. The status is sent when the request leaves the queue, or after a while.
+async fn stream(
+    state: Arc<AppState>,
+    job: Job,
+    mut receiver: UnboundedReceiver<Tagged>,
+) -> Response {
+    let first = tokio::time::timeout(state.options.status_after, receiver.recv()).await;
+    let first = match first {
+        Ok(Some((_, Update::Done(Err(error))))) => return service_error(&error).into_response(),
+        Ok(first) => first,
+        Err(_) => None,
+    };
+    let (sender, events) = unbounded_channel();
+    let ping = state.options.sse_ping;
+    tokio::spawn(async move {
+        if let Err(error) = pump(&state, &job, first, receiver, &sender).await {
+            // The status went out long ago: the error is an event, and nothing follows it.
+            let _ = sender.send(sse::event(&error.body()));
+        }
+    });
+    sse::response(events, ping)
+}
+
+/// Turns updates into events until all replies are done or the client is gone.
+async fn pump(
+    state: &AppState,
+    job: &Job,
+    first: Option<Tagged>,
+    mut receiver: UnboundedReceiver<Tagged>,
+    sender: &sse::Sender,
+) -> Result<(), ApiError> {
+    let model = find(state, &job.request.model)?;
+    let mut progress = Progress::new(state, model);
+    let head = Head::new(model);
+    let usage_later = job.request.include_usage;
+    let chunk = |choices: Value| {
+        let mut object = head.object("chat.completion.chunk", choices);
+        if usage_later {
+            object["usage"] = Value::Null;
+        }
+        object
+    };
+    // A send fails when the client is gone; dropping the receiver then cancels the generation.
+    let send = |object: &Value| sender.send(sse::event(object)).is_ok();
+    let delta = |index: u32, delta: Value, logprobs: Value| {
+        chunk(json!([{
+            "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null,
+        }]))
+    };
+    for index in 0..job.request.n {
+        let opening = json!({"role": "assistant", "content": ""});
+        if !send(&delta(index, opening, Value::Null)) {
+            return Ok(());
+        }
+    }
+    let mut left = job.request.n;
+    let mut next = first;
+    while left > 0 {
+        let update = match next.take() {
+            Some(update) => Some(update),
+            None => tokio::select! {
+                update = receiver.recv() => update,
+                () = sender.closed() => return Ok(()),
+            },
+        };
+        let Some((index, update)) = update else {
+            return Err(ApiError::internal("The generation ended without a result."));
+        };
+        let object = match update {
+            Update::Started(queued) => {
+                progress.started(queued);
+                continue;
+            }
+            Update::Event(Event::PromptRead(_)) => continue,
+            Update::Event(Event::Token { id, text, logprobs }) => {
+                progress.token();
+                let list = logprobs
+                    .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
+                if text.is_empty() && list.is_none() && !job.request.return_tokens {
+                    continue;
+                }
+                let content = if text.is_empty() { json!({}) } else { json!({"content": text}) };
+                let mut object = delta(index, content, list.unwrap_or(Value::Null));
+                if job.request.return_tokens {
+                    object["choices"][0]["tokens"] = json!([id]);
+                }
+                object
+            }
+            Update::Event(Event::Text(text)) => delta(index, json!({"content": text}), Value::Null),
+            Update::Done(Ok(summary)) => {
+                progress.done(&summary);
+                left -= 1;
+                let mut object = delta(index, json!({}), Value::Null);
+                let reason = answer::finish_reason(&summary.finish);
+                object["choices"][0]["finish_reason"] = json!(reason);
+                if left == 0 && !usage_later {
+                    finish(&mut object, &progress, job);
+                }
+                object
+            }
+            Update::Done(Err(error)) => return Err(progress.failed(&error)),
+        };
+        if !send(&object) {
+            return Ok(());
+        }
+    }
+    if usage_later {
+        let mut object = chunk(json!([]));
+        object["usage"] = answer::usage(&progress.summaries);
+        finish(&mut object, &progress, job);
+        send(&object);
+    }
+    let _ = sender.send(sse::DONE);
+    Ok(())
+}

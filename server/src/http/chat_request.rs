@@ -1,0 +1,410 @@
+//! The body of POST /v1/chat/completions, read and checked field by field (API.md section 3).
+
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, element};
+
+/// A chat request that passed all checks.
+#[derive(Clone, Debug)]
+pub(crate) struct ChatRequest {
+    pub(crate) model: String,
+    /// Messages as the template takes them.
+    pub(crate) messages: Value,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) sampling: Overrides,
+    pub(crate) stop: Vec<String>,
+    pub(crate) n: u32,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    /// Best tokens whose log probabilities are wanted; `Some(0)` for the chosen one only.
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) template_variables: Map<String, Value>,
+    pub(crate) metadata: Option<Value>,
+    pub(crate) return_tokens: bool,
+    /// Fields that were not known or had no effect worth silence.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Sampling fields of a request; what is absent comes from the model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Overrides {
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) min_p: Option<f64>,
+    pub(crate) typical_p: Option<f64>,
+    pub(crate) repeat_penalty: Option<f64>,
+    pub(crate) repeat_last_n: Option<i64>,
+    pub(crate) frequency_penalty: Option<f64>,
+    pub(crate) presence_penalty: Option<f64>,
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    pub(crate) seed: Option<i64>,
+    pub(crate) min_tokens: Option<usize>,
+    pub(crate) ignore_eos: bool,
+}
+
+/// Fields that are taken and change nothing.
+const NO_EFFECT: [&str; 12] = [
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+    "prediction",
+    "verbosity",
+    "store",
+    "service_tier",
+    "cache_prompt",
+    "keep_alive",
+    "priority",
+];
+
+/// Fields that would change the answer and are not there yet, or never will be.
+const REFUSED: [&str; 16] = [
+    "functions",
+    "function_call",
+    "audio",
+    "web_search_options",
+    "moderation",
+    "grammar",
+    "json_schema",
+    "id_slot",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "samplers",
+    "lora",
+    "n_keep",
+    "best_of",
+    "continue_final_message",
+];
+
+const MOST_MESSAGES: usize = 2048;
+const MOST_STOPS: usize = 16;
+const MOST_STOP_BYTES: usize = 256;
+const MOST_BIASES: usize = 1024;
+const MOST_METADATA: usize = 16;
+
+impl ChatRequest {
+    /// Reads and checks a body. `vocabulary` bounds token ids once the model is known.
+    pub(crate) fn read(body: &[u8], most_choices: u32, strict: bool) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
+        if model.is_empty() || model.len() > 256 {
+            let got = format!("{} bytes", model.len());
+            return Err(fields.invalid("model", "1 to 256 bytes", &got));
+        }
+        let messages = messages(&mut fields)?;
+        let max_tokens = max_tokens(&mut fields)?;
+        let sampling = overrides(&mut fields)?;
+        let stop = stops(&mut fields)?;
+        let n = fields.integer("n", 1..=i64::from(most_choices))?.unwrap_or(1) as u32;
+        let stream = fields.bool("stream")?.unwrap_or(false);
+        let include_usage = stream_options(&mut fields, stream)?;
+        let logprobs = logprobs(&mut fields)?;
+        response_format(&mut fields)?;
+        tools(&mut fields)?;
+        modalities(&mut fields)?;
+        let mut template_variables =
+            fields.object("chat_template_kwargs")?.map(Fields::rest).unwrap_or_default();
+        if let Some(effort) = fields.string("reasoning_effort")? {
+            template_variables.entry("enable_thinking").or_insert(json!(effort != "none"));
+            template_variables.entry("reasoning_effort").or_insert(json!(effort));
+        }
+        let metadata = metadata(&mut fields)?;
+        let return_tokens = fields.bool("return_tokens")?.unwrap_or(false);
+        for field in NO_EFFECT {
+            fields.take(field);
+        }
+        for field in REFUSED {
+            if fields.take(field).is_some() {
+                return Err(ApiError::unsupported(field));
+            }
+        }
+        let ignored = fields.unknown();
+        if strict && let Some(first) = ignored.first() {
+            let message = format!("The field '{first}' is not known; leave it out.");
+            return Err(ApiError::field("unknown_parameter", first, message));
+        }
+        Ok(Self {
+            model,
+            messages,
+            max_tokens,
+            sampling,
+            stop,
+            n,
+            stream,
+            include_usage,
+            logprobs,
+            template_variables,
+            metadata,
+            return_tokens,
+            ignored,
+        })
+    }
+}
+
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let new = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
+    let old = fields.integer("max_tokens", 1..=i64::MAX)?;
+    match (new, old) {
+        (Some(a), Some(b)) if a != b => Err(fields.invalid(
+            "max_tokens",
+            &format!("the same as max_completion_tokens, {a}"),
+            &b.to_string(),
+        )),
+        (a, b) => Ok(a.or(b).map(|n| usize::try_from(n).unwrap_or(usize::MAX))),
+    }
+}
+
+fn overrides(fields: &mut Fields) -> Result<Overrides, ApiError> {
+    let penalty = fields.number("repeat_penalty", f64::MIN_POSITIVE..=10.0)?;
+    let penalty_alias = fields.number("repetition_penalty", f64::MIN_POSITIVE..=10.0)?;
+    Ok(Overrides {
+        temperature: fields.number("temperature", 0.0..=2.0)?,
+        top_p: fields.number("top_p", 0.0..=1.0)?,
+        top_k: fields.integer("top_k", -1..=i64::from(u32::MAX))?,
+        min_p: fields.number("min_p", 0.0..=1.0)?,
+        typical_p: fields.number("typical_p", 0.0..=1.0)?,
+        repeat_penalty: penalty.or(penalty_alias),
+        repeat_last_n: fields.integer("repeat_last_n", -1..=i64::from(u32::MAX))?,
+        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?,
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
+        logit_bias: logit_bias(fields)?,
+        seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
+        min_tokens: fields.integer("min_tokens", 0..=i64::MAX)?.map(|n| n as usize),
+        ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+    })
+}
+
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    let biases = biases.rest();
+    if biases.len() > MOST_BIASES {
+        let got = biases.len().to_string();
+        return Err(fields.invalid("logit_bias", &format!("at most {MOST_BIASES} entries"), &got));
+    }
+    let expected = "token ids with numbers from -100 to 100";
+    let pairs = biases.into_iter().map(|(id, bias)| {
+        let pair = id.parse::<u32>().ok().zip(bias.as_f64());
+        match pair {
+            Some((id, bias)) if (-100.0..=100.0).contains(&bias) => Ok((id, bias as f32)),
+            _ => Err(fields.invalid("logit_bias", expected, &format!("{id:?}: {bias}"))),
+        }
+    });
+    pairs.collect()
+}
+
+fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let stops = fields.strings("stop")?.unwrap_or_default();
+    if stops.len() > MOST_STOPS {
+        let got = stops.len().to_string();
+        return Err(fields.invalid("stop", &format!("at most {MOST_STOPS} strings"), &got));
+    }
+    match stops.iter().find(|stop| stop.is_empty() || stop.len() > MOST_STOP_BYTES) {
+        Some(stop) => Err(fields.invalid(
+            "stop",
+            &format!("strings of 1 to {MOST_STOP_BYTES} bytes"),
+            &format!("one of {}", stop.len()),
+        )),
+        None => Ok(stops),
+    }
+}
+
+fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
+    if !stream {
+        return Err(fields.invalid("stream_options", "'stream': true beside it", "none"));
+    }
+    options.take("include_obfuscation");
+    Ok(options.bool("include_usage")?.unwrap_or(false))
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let wanted = fields.bool("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0..=20)?;
+    match (wanted, top) {
+        (false, Some(_)) => {
+            Err(fields.invalid("top_logprobs", "'logprobs': true beside it", "none"))
+        }
+        (false, None) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0) as usize)),
+    }
+}
+
+fn response_format(fields: &mut Fields) -> Result<(), ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
+    match format.string("type")?.as_deref() {
+        Some("text") => Ok(()),
+        Some(other) => {
+            let message = format!("'response_format': expected the type text, got {other:?}.");
+            Err(ApiError::field("unsupported_value", "response_format", message))
+        }
+        None => Err(format.missing("type")),
+    }
+}
+
+/// Tools are not there yet: a list of none changes nothing, any other would.
+fn tools(fields: &mut Fields) -> Result<(), ApiError> {
+    let tools = fields.array("tools")?.unwrap_or_default();
+    if !tools.is_empty() {
+        return Err(ApiError::unsupported("tools"));
+    }
+    fields.take("parallel_tool_calls");
+    match fields.take("tool_choice") {
+        None => Ok(()),
+        Some(Value::String(choice)) if choice == "none" || choice == "auto" => Ok(()),
+        Some(_) => Err(ApiError::unsupported("tool_choice")),
+    }
+}
+
+fn modalities(fields: &mut Fields) -> Result<(), ApiError> {
+    let modalities = fields.strings("modalities")?.unwrap_or_default();
+    if modalities.iter().any(|modality| modality != "text") {
+        return Err(ApiError::unsupported("modalities"));
+    }
+    Ok(())
+}
+
+fn metadata(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+    let Some(metadata) = fields.object("metadata")? else { return Ok(None) };
+    let metadata = metadata.rest();
+    if metadata.len() > MOST_METADATA {
+        let got = metadata.len().to_string();
+        return Err(fields.invalid("metadata", &format!("at most {MOST_METADATA} pairs"), &got));
+    }
+    Ok(Some(Value::Object(metadata)))
+}
+
+fn messages(fields: &mut Fields) -> Result<Value, ApiError> {
+    let messages = fields.array("messages")?.ok_or_else(|| fields.missing("messages"))?;
+    if messages.is_empty() || messages.len() > MOST_MESSAGES {
+        let expected = format!("1 to {MOST_MESSAGES} messages");
+        return Err(fields.invalid("messages", &expected, &messages.len().to_string()));
+    }
+    let messages = messages.into_iter().enumerate();
+    let messages = messages.map(|(index, value)| message(value, format!("messages[{index}]")));
+    Ok(Value::Array(messages.collect::<Result<_, _>>()?))
+}
+
+/// One message as templates take it: role, content as one string, what belongs to tools.
+fn message(value: Value, path: String) -> Result<Value, ApiError> {
+    let mut fields = element(value, path.clone())?;
+    let role = fields.string("role")?.ok_or_else(|| fields.missing("role"))?;
+    let role = match role.as_str() {
+        // Developer messages are what system messages were called before.
+        "developer" => "system",
+        "system" | "user" | "assistant" | "tool" => role.as_str(),
+        _ => {
+            let expected = "system, developer, user, assistant or tool";
+            return Err(fields.invalid("role", expected, &format!("{role:?}")));
+        }
+    };
+    let mut message = Map::new();
+    message.insert("role".to_owned(), json!(role));
+    let calls = fields.array("tool_calls")?;
+    match content(&mut fields, &path)? {
+        Some(text) => message.insert("content".to_owned(), json!(text)),
+        None if role == "assistant" && calls.is_some() => {
+            message.insert("content".to_owned(), Value::Null)
+        }
+        None => return Err(fields.missing("content")),
+    };
+    if let Some(calls) = calls {
+        message.insert("tool_calls".to_owned(), Value::Array(calls));
+    }
+    if role == "tool" {
+        let id = fields.string("tool_call_id")?.ok_or_else(|| fields.missing("tool_call_id"))?;
+        message.insert("tool_call_id".to_owned(), json!(id));
+    }
+    for name in ["name", "reasoning_content"] {
+        if let Some(text) = fields.string(name)? {
+            message.insert(name.to_owned(), json!(text));
+        }
+    }
+    Ok(Value::Object(message))
+}
+
+/// A message's text: a string, or text parts joined in order.
+fn content(fields: &mut Fields, path: &str) -> Result<Option<String>, ApiError> {
+    let parts = match fields.take("content") {
+        None => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text)),
+        Some(Value::Array(parts)) => parts,
+        Some(other) => {
+            let name = format!("{path}.content");
+            let message = format!("'{name}': expected a string or an array of parts, got {other}.");
+            return Err(ApiError::field("invalid_type", &name, message));
+        }
+    };
+    let mut text = String::new();
+    for (index, part) in parts.into_iter().enumerate() {
+        let name = format!("{path}.content[{index}]");
+        let mut part = element(part, name.clone())?;
+        let kind = part.string("type")?.ok_or_else(|| part.missing("type"))?;
+        let field = match kind.as_str() {
+            "text" => "text",
+            "refusal" => "refusal",
+            _ => {
+                let message = format!("'{name}': this model takes text only, got a part {kind:?}.");
+                return Err(ApiError::field("unsupported_value", &name, message));
+            }
+        };
+        let piece = part.string(field)?.ok_or_else(|| part.missing(field))?;
+        text.push_str(&piece);
+    }
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(extra: &str) -> Result<ChatRequest, ApiError> {
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{}{extra}}}"#,
+            if extra.is_empty() { "" } else { "," }
+        );
+        ChatRequest::read(body.as_bytes(), 8, false)
+    }
+
+    #[test]
+    fn parts_are_joined_and_developers_speak_for_the_system() {
+        let body = br#"{"model":"m","messages":[
+            {"role":"developer","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+            {"role":"assistant","content":null,"tool_calls":[]}]}"#;
+        let request = ChatRequest::read(body, 8, false).expect("valid");
+        assert_eq!(request.messages[0], json!({"role": "system", "content": "ab"}));
+        assert_eq!(request.messages[1]["content"], Value::Null);
+    }
+
+    #[test]
+    fn every_refusal_names_its_field() {
+        for (extra, code, param) in [
+            (r#""temperature":3"#, "invalid_value", "temperature"),
+            (r#""temperature":"1""#, "invalid_type", "temperature"),
+            (r#""max_tokens":0"#, "invalid_value", "max_tokens"),
+            (r#""max_tokens":5,"max_completion_tokens":6"#, "invalid_value", "max_tokens"),
+            (r#""stop":["",""]"#, "invalid_value", "stop"),
+            (r#""top_logprobs":3"#, "invalid_value", "top_logprobs"),
+            (r#""stream_options":{}"#, "invalid_value", "stream_options"),
+            (r#""functions":[]"#, "unsupported_parameter", "functions"),
+            (r#""tools":[{}]"#, "unsupported_parameter", "tools"),
+            (r#""logit_bias":{"x":1}"#, "invalid_value", "logit_bias"),
+            (r#""n":9"#, "invalid_value", "n"),
+            (r#""response_format":{"type":"json_object"}"#, "unsupported_value", "response_format"),
+        ] {
+            let error = read(extra).expect_err(extra);
+            assert_eq!((error.code, error.param.as_deref()), (code, Some(param)), "{extra}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_named_or_refused() {
+        assert_eq!(read(r#""foo":1,"seed":3"#).expect("ignored").ignored, ["foo"]);
+        let body = br#"{"model":"m","messages":[{"role":"user","content":"x"}],"foo":1}"#;
+        assert_eq!(ChatRequest::read(body, 8, true).expect_err("strict").code, "unknown_parameter");
+        assert!(read(r#""max_tokens":null,"stop":null"#).is_ok(), "null is absent");
+    }
+}

@@ -1,0 +1,213 @@
+//! What every request passes: request id, Host and Origin, key, content type, size.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use super::state::{AppState, ServerOptions};
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// The id of a request: the client's if it is of the right form, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let usable = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        (1..=64).contains(&bytes.len()) && bytes.iter().all(allowed)
+    };
+    match headers.get(REQUEST_ID).filter(usable) {
+        Some(given) => given.clone(),
+        None => HeaderValue::from_str(&super::id::new("req_")).expect("ids are ASCII"),
+    }
+}
+
+/// Host name of an authority, without port and brackets.
+fn host_name(authority: &str) -> Option<String> {
+    let authority: Authority = authority.parse().ok()?;
+    Some(authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())
+}
+
+fn is_local(host: &str) -> bool {
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn check_host(
+    headers: &HeaderMap,
+    uri_host: Option<&str>,
+    options: &ServerOptions,
+) -> Result<(), ApiError> {
+    let given = headers.get(header::HOST).and_then(|value| value.to_str().ok()).or(uri_host);
+    let host = given.and_then(host_name);
+    let allowed = host.as_deref().is_some_and(|host| {
+        is_local(host)
+            || options.allowed_hosts.iter().any(|other| other.eq_ignore_ascii_case(host))
+            || options.host.eq_ignore_ascii_case(host)
+    });
+    if allowed {
+        return Ok(());
+    }
+    let got = given.unwrap_or("none");
+    let message = format!(
+        "The Host header must be localhost or a loopback address, got {got:?}; add other names to \
+         allowed_hosts."
+    );
+    Err(ApiError::new(StatusCode::FORBIDDEN, "host_not_allowed", message))
+}
+
+/// Is the origin one that pages may call from?
+fn origin_allowed(origin: &str, options: &ServerOptions) -> bool {
+    let local = origin
+        .split_once("://")
+        .and_then(|(_, authority)| host_name(authority))
+        .is_some_and(|host| is_local(&host));
+    local || options.allowed_origins.iter().any(|other| other == origin)
+}
+
+fn check_origin(headers: &HeaderMap, options: &ServerOptions) -> Result<(), ApiError> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    if origin.to_str().is_ok_and(|origin| origin_allowed(origin, options)) {
+        return Ok(());
+    }
+    let message = format!(
+        "Requests from pages of {origin:?} are not allowed; add the origin to allowed_origins."
+    );
+    Err(ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message))
+}
+
+/// Compares without telling by its duration how much was equal.
+fn same_secret(a: &[u8], b: &[u8]) -> bool {
+    // Fingerprints have one length whatever the secrets': nothing leaks but equality.
+    blake3::hash(a) == blake3::hash(b)
+}
+
+fn check_key(headers: &HeaderMap, path: &str, options: &ServerOptions) -> Result<(), ApiError> {
+    let Some(key) = &options.api_key else { return Ok(()) };
+    if matches!(path, "/health" | "/ready") {
+        return Ok(());
+    }
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    if given.is_some_and(|given| same_secret(given, key.as_bytes())) {
+        return Ok(());
+    }
+    let message = "A valid key is needed: send it as 'Authorization: Bearer KEY'.";
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message))
+}
+
+fn check_content_type(request: &Request) -> Result<(), ApiError> {
+    if request.method() != Method::POST {
+        return Ok(());
+    }
+    let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media = given.and_then(|given| given.split(';').next()).map(str::trim);
+    if media.is_some_and(|media| media.eq_ignore_ascii_case("application/json")) {
+        return Ok(());
+    }
+    let message = format!(
+        "Expected the header 'Content-Type: application/json', got {}.",
+        given.unwrap_or("none")
+    );
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+}
+
+/// Layer around all routes.
+pub(crate) async fn guard(
+    State(state): State<Arc<AppState>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let started = std::time::Instant::now();
+    let id = request_id(request.headers());
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<axum::extract::MatchedPath>()
+        .map_or("other".to_owned(), |path| path.as_str().to_owned());
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let checked = check_host(request.headers(), request.uri().host(), &state.options)
+        .and_then(|()| check_origin(request.headers(), &state.options))
+        .and_then(|()| check_key(request.headers(), request.uri().path(), &state.options));
+    let mut response = match checked {
+        Err(error) => error.into_response(),
+        Ok(()) if method == Method::OPTIONS && origin.is_some() => preflight(),
+        Ok(()) => match check_content_type(&request) {
+            Err(error) => error.into_response(),
+            Ok(()) => next.run(request).await,
+        },
+    };
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id.clone());
+    if let Some(origin) = origin
+        && origin.to_str().is_ok_and(|origin| origin_allowed(origin, &state.options))
+    {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    }
+    state.metrics.http(&route, method.as_str(), response.status().as_u16(), started.elapsed());
+    tracing::info!(
+        request = id.to_str().unwrap_or_default(),
+        %method,
+        route,
+        status = response.status().as_u16(),
+        ms = started.elapsed().as_millis() as u64,
+        "request"
+    );
+    response
+}
+
+/// Answer to a browser's question whether it may call; the origin was checked.
+fn preflight() -> Response {
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, OPTIONS"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, x-request-id"),
+        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_rebind_are_refused() {
+        let options =
+            ServerOptions { allowed_hosts: vec!["box.lan".to_owned()], ..ServerOptions::default() };
+        let check = |host: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            check_host(&headers, None, &options).is_ok()
+        };
+        for good in ["localhost:9378", "127.0.0.1", "[::1]:9378", "BOX.lan:1", "a.localhost"] {
+            assert!(check(good), "{good}");
+        }
+        for bad in ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:9378", ""] {
+            assert!(!check(bad), "{bad}");
+        }
+        assert!(check_host(&HeaderMap::new(), None, &options).is_err());
+    }
+
+    #[test]
+    fn origins_are_local_or_named() {
+        let options = ServerOptions {
+            allowed_origins: vec!["https://app.example".to_owned()],
+            ..ServerOptions::default()
+        };
+        for good in ["http://localhost:3000", "http://127.0.0.1", "https://app.example"] {
+            assert!(origin_allowed(good, &options), "{good}");
+        }
+        for bad in
+            ["https://evil.example", "null", "https://app.example.evil", "http://localhost.evil"]
+        {
+            assert!(!origin_allowed(bad, &options), "{bad}");
+        }
+    }
+}

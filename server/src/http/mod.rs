@@ -1,0 +1,90 @@
+//! The HTTP server: routes, limits, start and end.
+
+mod answer;
+mod chat;
+mod chat_request;
+mod error;
+mod fields;
+mod guard;
+mod id;
+mod info;
+mod sse;
+mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use error::ApiError;
+pub(crate) use id::seed as random_seed;
+pub(crate) use state::{AppState, ServedModel, ServerOptions};
+
+/// All routes.
+pub(crate) fn router(state: Arc<AppState>) -> Router {
+    let api = Router::new()
+        .route("/chat/completions", post(chat::create))
+        .route("/models", get(info::models))
+        .route("/models/{*id}", get(info::model))
+        .route("/health", get(info::health));
+    Router::new()
+        .nest("/v1", api.clone())
+        .nest("/api/v1", api)
+        .route("/health", get(info::health))
+        .route("/ready", get(info::ready))
+        .route("/metrics", get(info::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), guard::guard))
+        .with_state(state)
+}
+
+async fn not_found(uri: axum::http::Uri) -> ApiError {
+    let message = format!("There is nothing at {}; the API begins at /v1.", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
+}
+
+async fn wrong_method(method: axum::http::Method, uri: axum::http::Uri) -> ApiError {
+    let message = format!("{} does not take {method}.", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> axum::response::Response {
+    tracing::error!("a handler panicked");
+    ApiError::internal("Internal error; please report it with the server's log.").into_response()
+}
+
+/// Serves until `stop` resolves, then lets running requests end within the grace time.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    state: Arc<AppState>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let grace = state.options.shutdown_grace;
+    let (stopping, mut stopped) = tokio::sync::watch::channel(false);
+    let service = router(state).into_make_service();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+        stop.await;
+        // The receiver lives as long as the server does.
+        let _ = stopping.send(true);
+    });
+    tokio::select! {
+        result = IntoFuture::into_future(server) => result,
+        () = async {
+            // An error means that the sender is gone: then the server has ended by itself.
+            if stopped.wait_for(|stop| *stop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(grace + Duration::from_millis(100)).await;
+        } => {
+            tracing::warn!("requests were still running at the end of the grace time");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Server-sent events: one `data:` line per event, comments as signs of life.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use serde_json::Value;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::{Instant, Sleep};
+
+/// What goes into the stream.
+pub(crate) type Sender = UnboundedSender<Bytes>;
+
+/// One event.
+pub(crate) fn event(data: &Value) -> Bytes {
+    Bytes::from(format!("data: {data}\n\n"))
+}
+
+/// The event that ends a stream that went well.
+pub(crate) const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+
+/// Events from a channel; a comment after each silence of `ping`.
+struct Events {
+    receiver: UnboundedReceiver<Bytes>,
+    ping: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl tokio_stream::Stream for Events {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if let Poll::Ready(next) = this.receiver.poll_recv(context) {
+            this.timer.as_mut().reset(Instant::now() + this.ping);
+            return Poll::Ready(next.map(Ok));
+        }
+        if this.timer.as_mut().poll(context).is_ready() {
+            this.timer.as_mut().reset(Instant::now() + this.ping);
+            // Registers the new time with the waker.
+            let _ = this.timer.as_mut().poll(context);
+            return Poll::Ready(Some(Ok(Bytes::from_static(b": ping\n\n"))));
+        }
+        Poll::Pending
+    }
+}
+
+/// The response that carries the events of a channel.
+pub(crate) fn response(receiver: UnboundedReceiver<Bytes>, ping: Duration) -> Response {
+    let timer = Box::pin(tokio::time::sleep(ping));
+    let mut response = Response::new(Body::from_stream(Events { receiver, ping, timer }));
+    let headers = response.headers_mut();
+    let content_type = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, content_type);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,203 @@
+//! What all handlers share.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use trefoil_devices_api::{Device, Phase};
+use trefoil_engine::loaded::{Loaded, TextSide};
+use trefoil_engine::service::Service;
+use trefoil_graph::Origin;
+use trefoil_scheduler::Plan;
+use trefoil_telemetry::{Metrics, resident_memory};
+
+/// How the server behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerOptions {
+    /// Address that it listens on.
+    pub(crate) host: String,
+    /// Key that clients must send.
+    pub(crate) api_key: Option<String>,
+    /// More names that the Host header may have.
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Origins whose pages may call.
+    pub(crate) allowed_origins: Vec<String>,
+    /// Largest body in bytes.
+    pub(crate) max_body: usize,
+    /// Most replies to one request.
+    pub(crate) max_n: u32,
+    /// Time within which a body must be in.
+    pub(crate) body_timeout: Duration,
+    /// Silence after which a stream gets a sign of life.
+    pub(crate) sse_ping: Duration,
+    /// Time after which a stream's status is sent although it still waits.
+    pub(crate) status_after: Duration,
+    /// Are unknown fields refused?
+    pub(crate) strict_fields: bool,
+    /// Time that running requests get at shutdown.
+    pub(crate) shutdown_grace: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            api_key: None,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            max_body: 32 << 20,
+            max_n: 8,
+            body_timeout: Duration::from_secs(30),
+            sse_ping: Duration::from_secs(15),
+            status_after: Duration::from_secs(10),
+            strict_fields: false,
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A model that is served.
+pub(crate) struct ServedModel {
+    pub(crate) id: String,
+    pub(crate) service: Service,
+    pub(crate) text: Arc<TextSide>,
+    pub(crate) plan: Plan,
+    pub(crate) prefill_devices: Vec<String>,
+    pub(crate) decode_devices: Vec<String>,
+    pub(crate) context: usize,
+    pub(crate) max_context: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) parameters: u64,
+    pub(crate) bytes: u64,
+    pub(crate) quantization: String,
+    pub(crate) format: &'static str,
+    pub(crate) architecture: String,
+    /// Hash of model, build and plan: equal fingerprints, equal replies.
+    pub(crate) fingerprint: String,
+    pub(crate) generative: bool,
+    pub(crate) created: u64,
+    pub(crate) took: Duration,
+}
+
+impl ServedModel {
+    /// Puts a loaded model into service under `id`.
+    pub(crate) fn new(id: String, loaded: Loaded, queue: usize) -> std::io::Result<Self> {
+        let names = |phase| loaded.devices(phase).into_iter().map(|(name, _)| name).collect();
+        let (prefill_devices, decode_devices) = (names(Phase::Prefill), names(Phase::Decode));
+        let file = &loaded.lowered.file;
+        let tensors = file.tensors.values();
+        let bytes = tensors.clone().map(trefoil_graph::Tensor::len_bytes).sum();
+        let parameters = tensors.clone().map(|t| t.shape.iter().product::<u64>()).sum();
+        let mut by_type = std::collections::BTreeMap::<&str, u64>::new();
+        for tensor in tensors {
+            *by_type.entry(tensor.block.name()).or_default() += tensor.len_bytes();
+        }
+        let largest = by_type.into_iter().max_by_key(|(_, bytes)| *bytes);
+        let class = blake3::hash(
+            format!(
+                "{} {} {}",
+                loaded.lowered.fingerprint,
+                env!("CARGO_PKG_VERSION"),
+                loaded.plan.to_json()
+            )
+            .as_bytes(),
+        );
+        Ok(Self {
+            text: loaded.text.clone(),
+            context: loaded.runner.context(),
+            max_context: loaded.lowered.hyper.context,
+            vocabulary: loaded.lowered.vocabulary(),
+            parameters,
+            bytes,
+            quantization: largest.map_or(String::new(), |(name, _)| name.to_owned()),
+            format: match file.origin {
+                Origin::Gguf => "gguf",
+                Origin::HuggingFace => "safetensors",
+            },
+            architecture: loaded.lowered.hyper.architecture.clone(),
+            fingerprint: format!("fp_{}", &class.to_hex()[..16]),
+            generative: loaded.lowered.hyper.causal,
+            created: super::id::unix_time(),
+            took: loaded.took,
+            plan: loaded.plan.clone(),
+            service: Service::start(loaded.runner, loaded.text, queue)?,
+            id,
+            prefill_devices,
+            decode_devices,
+        })
+    }
+}
+
+/// What all handlers share.
+pub(crate) struct AppState {
+    pub(crate) options: ServerOptions,
+    /// Sorted by id.
+    pub(crate) models: Vec<ServedModel>,
+    /// Id that `default` means.
+    pub(crate) default_model: String,
+    pub(crate) devices: Vec<Arc<dyn Device>>,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: Instant,
+}
+
+impl AppState {
+    /// The model of a name: its id, or `default`.
+    pub(crate) fn model(&self, name: &str) -> Option<&ServedModel> {
+        let id = if name == "default" { &self.default_model } else { name };
+        self.models.iter().find(|model| model.id == id)
+    }
+
+    /// Sets the metrics that tell what is, not what happened.
+    pub(crate) fn refresh_metrics(&self) {
+        let metrics = &self.metrics;
+        for model in &self.models {
+            let id = model.id.as_str();
+            let load = model.service.load();
+            metrics.requests_waiting.with_label_values(&[id]).set(load.waiting() as f64);
+            metrics.requests_running.with_label_values(&[id]).set(load.running() as f64);
+            let (used, total) = load.kv_pages();
+            metrics.kv_pages.with_label_values(&[id, "used"]).set(used as f64);
+            metrics.kv_pages.with_label_values(&[id, "free"]).set((total - used) as f64);
+        }
+        for device in &self.devices {
+            if let Some(busy) = device.sample().busy {
+                let name = device.info().name.as_str();
+                metrics.device_utilization_ratio.with_label_values(&[name]).set(busy);
+            }
+        }
+        if let Some(bytes) = resident_memory() {
+            metrics
+                .process_resident_memory_bytes
+                .with_label_values::<&str>(&[])
+                .set(bytes.0 as f64);
+        }
+    }
+
+    /// Sets the metrics that never change.
+    pub(crate) fn describe_in_metrics(&self) {
+        let metrics = &self.metrics;
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        for model in &self.models {
+            let id = model.id.as_str();
+            let info = [id, &model.architecture, model.format];
+            metrics.model_info.with_label_values(&info).set(1.0);
+            metrics.model_loaded.with_label_values(&[id]).set(1.0);
+            let load_time = metrics.model_load_duration_seconds.with_label_values(&[id]);
+            load_time.observe(model.took.as_secs_f64());
+            for bucket in &model.plan.buckets {
+                for (device, units) in bucket.units_per_device() {
+                    let labels = [id, bucket.bucket.phase.name(), device];
+                    metrics.placement_units.with_label_values(&labels).set(units as f64);
+                }
+            }
+            let capacity = metrics.queue_capacity.with_label_values::<&str>(&[]);
+            capacity.set(model.service.capacity() as f64);
+        }
+        for device in &self.devices {
+            let info = device.info();
+            let kind = format!("{:?}", info.kind).to_lowercase();
+            let labels = [info.name.as_str(), &kind, &info.product, &info.driver];
+            metrics.device_info.with_label_values(&labels).set(1.0);
+            metrics.device_up.with_label_values(&[info.name.as_str()]).set(1.0);
+        }
+    }
+}

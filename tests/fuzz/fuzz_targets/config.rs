@@ -1,0 +1,11 @@
+//! `config.json` of a Hugging Face folder.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use trefoil_fuzz::Folder;
+
+static FOLDER: LazyLock<Folder> = LazyLock::new(|| Folder::new("config.json"));
+
+fuzz_target!(|bytes: &[u8]| FOLDER.open(bytes));

@@ -1,0 +1,176 @@
+//! Golden models: stored logits and greedy tokens, from GGUF and from safetensors.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::kv::KvType;
+use trefoil_engine::model::{Lowered, ModelOptions};
+use trefoil_engine::runner::{Outputs, Runner, Sequence};
+use trefoil_graph::ops::Pooling;
+use trefoil_graph::{LowerOptions, ModelFile, PoolingChoice};
+use trefoil_tests::golden;
+use trefoil_tests::numbers::{argmax, f32s, i64s, nmse};
+
+const DECODERS: &[&str] = &[
+    "llama",
+    "llama-plain",
+    "llama-bf16",
+    "mistral",
+    "smollm",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "gemma3",
+    "phi3",
+    "phi3-longrope",
+];
+
+fn folders(names: &[&str]) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for name in names {
+        let shared = golden::shared().map(|root| root.join("golden/models").join(name));
+        let carried = golden::data().join("models").join(name);
+        found.extend(shared.into_iter().chain([carried]).find(|folder| folder.is_dir()));
+    }
+    assert!(!found.is_empty(), "the carried models are always there");
+    found
+}
+
+struct Golden {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+fn golden_of(folder: &Path, suffix: &str) -> Golden {
+    let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden file");
+    let tensors = SafeTensors::deserialize(&bytes).expect("golden tensors");
+    let ids = i64s(&tensors, &format!("ids{suffix}"));
+    Golden {
+        ids: ids.iter().map(|&id| id as u32).collect(),
+        logits: f32s(&tensors, &format!("logits{suffix}")),
+        greedy: i64s(&tensors, "greedy").iter().map(|&id| id as u32).collect(),
+    }
+}
+
+fn runner(file: &Path, device: &str, options: ModelOptions, exact: bool) -> (Lowered, Runner) {
+    let file = ModelFile::open(file).expect("opens");
+    let backends = Backends::detect(BackendOptions { exact, ..BackendOptions::default() });
+    let lowered = Lowered::new(file, options.lower).expect("lowers");
+    let options = ModelOptions { device: Some(device.to_owned()), ..options };
+    let plan = lowered.plan(&backends, &options).expect("places");
+    let runner = lowered.runner(&backends, &plan, &options).expect("compiles");
+    (lowered, runner)
+}
+
+fn f32_options() -> ModelOptions {
+    ModelOptions { kv_type: KvType::F32, ..ModelOptions::default() }
+}
+
+fn all_logits(runner: &mut Runner, sequence: &mut Sequence, ids: &[u32]) -> Vec<f32> {
+    let mut logits = Vec::new();
+    runner.feed(sequence, ids, Outputs::All, |_, row| logits.extend_from_slice(row)).expect("runs");
+    logits
+}
+
+fn greedy(runner: &mut Runner, sequence: &mut Sequence, mut next: u32, count: usize) -> Vec<u32> {
+    let mut tokens = vec![next];
+    while tokens.len() < count {
+        let mut row = Vec::new();
+        runner
+            .feed(sequence, &[next], Outputs::Last, |_, logits| row.extend_from_slice(logits))
+            .expect("runs");
+        next = argmax(&row);
+        tokens.push(next);
+    }
+    tokens
+}
+
+fn model_files(folder: &Path) -> Vec<PathBuf> {
+    let files = [folder.join("model-f32.gguf"), folder.to_path_buf()];
+    files.into_iter().filter(|path| path.exists()).collect()
+}
+
+fn check_decoders(device: &str, options: &ModelOptions, exact: bool, tolerance: f64) {
+    for folder in folders(DECODERS) {
+        for file in model_files(&folder) {
+            let want = golden_of(&folder, "");
+            let (_, mut runner) = runner(&file, device, options.clone(), exact);
+            let mut sequence = runner.begin(512);
+            let logits = all_logits(&mut runner, &mut sequence, &want.ids);
+            let error = nmse(&want.logits, &logits);
+            println!("{device} {}: NMSE {error:.1e}", file.display());
+            assert!(error < tolerance, "{device} {}: NMSE {error:e}", file.display());
+            let width = logits.len() / want.ids.len();
+            let first = argmax(&logits[logits.len() - width..]);
+            let tokens = greedy(&mut runner, &mut sequence, first, want.greedy.len());
+            assert_eq!(tokens, want.greedy, "{device} {}", file.display());
+        }
+    }
+}
+
+#[test]
+fn reference_meets_the_golden_logits() {
+    check_decoders("ref0", &f32_options(), false, 1e-9);
+}
+
+#[test]
+fn longrope_uses_the_short_factors_inside_the_original_context() {
+    for folder in folders(&["phi3-longrope"]) {
+        for file in model_files(&folder) {
+            let want = golden_of(&folder, "_short");
+            let (_, mut runner) = runner(&file, "ref0", f32_options(), false);
+            let mut sequence = runner.begin(32);
+            let logits = all_logits(&mut runner, &mut sequence, &want.ids);
+            let error = nmse(&want.logits, &logits);
+            assert!(error < 1e-9, "{}: NMSE {error:e}", file.display());
+        }
+    }
+}
+
+fn check_encoders(device: &str, exact: bool) {
+    let wanted = [
+        ("hidden", PoolingChoice::Rows),
+        ("embedding_mean", PoolingChoice::Raw(Pooling::Mean)),
+        ("embedding_cls", PoolingChoice::Raw(Pooling::Cls)),
+    ];
+    for folder in folders(&["bert"]) {
+        let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden file");
+        let tensors = SafeTensors::deserialize(&bytes).expect("golden tensors");
+        let ids: Vec<u32> = i64s(&tensors, "ids").iter().map(|&id| id as u32).collect();
+        for file in model_files(&folder) {
+            for (name, pooling) in wanted {
+                let options = ModelOptions { lower: LowerOptions { pooling }, ..f32_options() };
+                let (_, mut runner) = runner(&file, device, options, exact);
+                let mut sequence = runner.begin(128);
+                let got = all_logits(&mut runner, &mut sequence, &ids);
+                let error = nmse(&f32s(&tensors, name), &got);
+                println!("{device} {} {name}: NMSE {error:.1e}", file.display());
+                assert!(error < 1e-9, "{device} {} {name}: NMSE {error:e}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn reference_meets_the_golden_embeddings() {
+    check_encoders("ref0", false);
+}
+
+#[test]
+fn cpu_meets_the_golden_logits_in_f32() {
+    check_decoders("cpu0", &f32_options(), true, 1e-9);
+}
+
+#[test]
+fn cpu_meets_the_golden_logits_with_f16_keys_and_values() {
+    let options = ModelOptions { kv_type: KvType::F16, ..ModelOptions::default() };
+    check_decoders("cpu0", &options, true, 1e-4);
+    check_decoders("ref0", &options, true, 1e-4);
+}
+
+#[test]
+fn cpu_meets_the_golden_embeddings() {
+    check_encoders("cpu0", true);
+}
