@@ -5,6 +5,7 @@
 //! sequences at once; what belongs to one sequence (a [`Detokenizer`], a [`sampling::Sampler`]) is a value of its own.
 
 pub mod detokenize;
+pub mod of_model;
 pub mod sampling;
 pub mod stop;
 pub mod template;

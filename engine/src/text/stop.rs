@@ -217,7 +217,7 @@ mod tests {
                     .find(|&start| stops.iter().any(|stop| seen[start..].starts_with(stop)));
                 prop_assert_eq!(hit.map(|hit| hit.start), first.map(|start| start as u64));
                 if let Some(start) = first {
-                    prop_assert_eq!(&sent[..], seen[..start].as_bytes());
+                    prop_assert_eq!(&sent[..], &seen.as_bytes()[..start]);
                     return Ok(());
                 }
                 let held = &seen[sent.len()..];

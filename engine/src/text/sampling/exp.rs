@@ -10,33 +10,46 @@ const LOWEST: f32 = -87.33;
 /// in two parts so that r is exact, and e^r is its Taylor series up to r^7. Only multiplications,
 /// additions and bit operations: compilers turn a loop of it into vector instructions, and no
 /// machine's own function gives other bits.
-#[inline]
+#[inline(always)]
 pub(super) fn exp_nonpositive(x: f32) -> f32 {
     /// Nearest whole number by adding and taking away 1.5 · 2^23.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x >= LOWEST { x } else { LOWEST };
-    let n = clamped * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let clamped = if x > LOWEST { x } else { LOWEST };
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = clamped - n * LN2_HIGH - n * LN2_LOW;
     let mut sum = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        sum = sum * r + coefficient;
-    }
-    // n lies in -126..=0
-    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
-    if x >= LOWEST { sum * scale } else { 0.0 }
+    sum = sum * r + 1.0 / 720.0;
+    sum = sum * r + 1.0 / 120.0;
+    sum = sum * r + 1.0 / 24.0;
+    sum = sum * r + 1.0 / 6.0;
+    sum = sum * r + 0.5;
+    sum = sum * r + 1.0;
+    sum = sum * r + 1.0;
+    // n, in -126..=0, is also what the last bits of `rounded` hold: 2^n is n + 127 as exponent
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let power = sum * f32::from_bits(exponent << 23);
+    // a mask instead of a branch, which would keep the loop from becoming vector instructions
+    let keep = u32::from(x >= LOWEST).wrapping_neg();
+    f32::from_bits(power.to_bits() & keep)
 }
 
 /// Σ e^((logits[i] − max) / divisor) in f64, in eight interleaved partial sums so that the
-/// additions do not wait for each other; the order is fixed.
+/// additions do not wait for each other; their order is fixed.
 pub(super) fn sum_exp(logits: &[f32], max: f32, divisor: f32) -> f64 {
-    let mut partial = [0.0_f64; 8];
-    let (chunks, rest) = logits.as_chunks::<8>();
+    const LANES: usize = 8;
+    let mut partial = [0.0_f64; LANES];
+    // written out as loops over arrays, which become vector instructions
+    let mut powers = [0.0_f32; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
     for chunk in chunks {
-        let powers = chunk.map(|logit| exp_nonpositive((logit - max) / divisor));
-        for (sum, power) in partial.iter_mut().zip(powers) {
-            *sum += f64::from(power);
+        for lane in 0..LANES {
+            powers[lane] = exp_nonpositive((chunk[lane] - max) / divisor);
+        }
+        for lane in 0..LANES {
+            partial[lane] += f64::from(powers[lane]);
         }
     }
     for (sum, &logit) in partial.iter_mut().zip(rest) {

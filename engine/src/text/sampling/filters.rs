@@ -1,7 +1,7 @@
 //! The filters between penalties and the draw.
 
-use super::bands::{self, Keyed};
 use super::exp;
+use super::prefix::{Prefix, Target};
 use super::select::{self, Candidate};
 
 /// The tokens that are left: all of the vocabulary, or a list.
@@ -18,8 +18,13 @@ enum Left {
 pub(super) struct Filters {
     list: Vec<Candidate>,
     next: Vec<Candidate>,
-    band: Vec<Keyed>,
+    near: Vec<Candidate>,
+    prefix: Prefix,
 }
+
+/// How far below the maximum tokens are near it. As a rule a few hundred are, and they have nearly
+/// all of the probability.
+const NEAR: f32 = 8.0;
 
 /// One step's state. Probabilities are normalised over what is left, before each filter.
 pub(super) struct Pass<'a> {
@@ -54,80 +59,85 @@ impl Pass<'_> {
             let power = f64::from(exp::exp_nonpositive(candidate.logit - max));
             entropy + power / sum * surprise(candidate.logit)
         });
-        let distance = |candidate: Candidate| (surprise(candidate.logit) - expected).abs() as f32;
-        self.keep_until(p * sum, distance);
+        self.keep(false, Target::Reach(p * sum), |logit| (surprise(logit) - expected).abs() as f32);
     }
 
     /// Keeps the most probable tokens until they have probability `p` together.
     pub(super) fn top_p(&mut self, p: f64) {
         let max = self.max;
-        let target = p * self.sum();
-        self.keep_until(target, |candidate| max - candidate.logit);
+        let target = Target::Reach(p * self.sum());
+        let near = self.near(1.0, target);
+        self.keep(near, target, |logit| max - logit);
     }
 
     /// Keeps the tokens that are at least `p` times as probable as the most probable one.
     pub(super) fn min_p(&mut self, p: f64) {
         // over the most probable one's probability, the sum of all cancels out
         let max = self.max;
-        let keep = |candidate: &Candidate| {
-            f64::from(exp::exp_nonpositive(candidate.logit - max)) >= p || candidate.logit == max
-        };
-        match self.left {
-            Left::All => {
-                self.memory.list.clear();
-                self.memory.list.extend(select::finite(self.logits).filter(keep));
-                self.left = Left::Listed;
-            }
-            Left::Listed => self.memory.list.retain(keep),
+        if self.left == Left::All {
+            // a little lower, so that rounding of the logarithm loses none
+            let bar = max + p.ln() as f32 - 1e-3 * (1.0 + max.abs());
+            select::at_least(self.logits, bar, &mut self.memory.list);
+            self.left = Left::Listed;
         }
+        self.memory.list.retain(|candidate| {
+            f64::from(exp::exp_nonpositive(candidate.logit - max)) >= p || candidate.logit == max
+        });
     }
 
     /// Divides by the temperature and draws: the first token, from the most probable one on,
     /// where the sum of probabilities exceeds `u`.
     pub(super) fn draw(mut self, temperature: f32, u: f64) -> u32 {
-        // dividing what lies below the maximum, not the logits, cannot leave the range of f32
         let max = self.max;
-        let power = |logit: f32| f64::from(exp::exp_nonpositive((logit - max) / temperature));
+        let score = |candidate: Candidate| {
+            // dividing what lies below the maximum, not the logit, cannot leave the range of f32
+            let below = (max - candidate.logit) / temperature;
+            (below, exp::exp_nonpositive(-below))
+        };
         let total = match self.left {
             Left::All => exp::sum_exp(self.logits, max, temperature),
-            Left::Listed => self.fold(0.0, |sum, candidate| sum + power(candidate.logit)),
+            Left::Listed => self.fold(0.0, |sum, c| sum + f64::from(score(c).1)),
         };
-        let target = u * total;
-        let mut sum = 0.0;
-        let mut chosen = None;
-        self.visit(
-            |candidate| (max - candidate.logit) / temperature,
-            |candidate| {
-                sum += power(candidate.logit);
-                chosen = Some(candidate.id);
-                sum <= target
-            },
-        );
-        chosen.expect("at least one token is left")
+        let target = Target::Exceed(u * total);
+        let near = self.near(temperature, target);
+        let Filters { list, near: nearest, prefix, .. } = self.memory;
+        let drawn = match self.left {
+            _ if near => prefix.find(|| nearest.iter().copied(), score, target, None),
+            Left::All => prefix.find(|| select::finite(self.logits), score, target, None),
+            Left::Listed => prefix.find(|| list.iter().copied(), score, target, None),
+        };
+        drawn.expect("at least one token is left").id
     }
 
-    /// Keeps tokens in the order of `key` until e^(logit − max) sums up to `target`.
-    fn keep_until(&mut self, target: f64, key: impl Fn(Candidate) -> f32) {
-        let max = self.max;
-        let mut sum = 0.0;
-        let mut kept = std::mem::take(&mut self.memory.next);
-        kept.clear();
-        self.visit(key, |candidate| {
-            kept.push(candidate);
-            sum += f64::from(exp::exp_nonpositive(candidate.logit - max));
-            sum < target
-        });
-        self.max = kept.iter().fold(f32::NEG_INFINITY, |max, c| max.max(c.logit));
-        self.memory.next = std::mem::replace(&mut self.memory.list, kept);
-        self.left = Left::Listed;
-    }
-
-    fn visit(&mut self, key: impl Fn(Candidate) -> f32, visit: impl FnMut(Candidate) -> bool) {
-        let Filters { list, band, .. } = &mut *self.memory;
-        match self.left {
-            Left::All => bands::visit(|| select::finite(self.logits), key, band, visit),
-            Left::Listed => bands::visit(|| list.iter().copied(), key, band, visit),
+    /// Collects the tokens near the maximum, if they alone meet the target.
+    fn near(&mut self, temperature: f32, target: Target) -> bool {
+        if self.left == Left::Listed {
+            return false;
         }
+        let max = self.max;
+        let near = &mut self.memory.near;
+        select::at_least(self.logits, max - NEAR * temperature, near);
+        let power = |logit: f32| f64::from(exp::exp_nonpositive((logit - max) / temperature));
+        target.met(near.iter().map(|candidate| power(candidate.logit)).sum())
+    }
+
+    /// Keeps tokens in the order of `key` until the target is met; of those near the maximum only,
+    /// where these are known to meet it.
+    fn keep(&mut self, near: bool, target: Target, key: impl Fn(f32) -> f32) {
+        let max = self.max;
+        let score = |candidate: Candidate| {
+            (key(candidate.logit), exp::exp_nonpositive(candidate.logit - max))
+        };
+        let Filters { list, next, near: nearest, prefix } = &mut *self.memory;
+        next.clear();
+        match self.left {
+            _ if near => prefix.find(|| nearest.iter().copied(), score, target, Some(next)),
+            Left::All => prefix.find(|| select::finite(self.logits), score, target, Some(next)),
+            Left::Listed => prefix.find(|| list.iter().copied(), score, target, Some(next)),
+        };
+        std::mem::swap(list, next);
+        self.max = list.iter().fold(f32::NEG_INFINITY, |max, c| max.max(c.logit));
+        self.left = Left::Listed;
     }
 
     /// Σ e^(logit − max) over what is left.

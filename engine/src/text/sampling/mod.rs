@@ -8,11 +8,11 @@
 //! one token. Random numbers depend on seed, choice and position only, so that the same request
 //! gives the same tokens whatever else runs.
 
-mod bands;
 mod exp;
 mod filters;
 mod logprobs;
 mod params;
+mod prefix;
 mod random;
 #[cfg(test)]
 mod reference;

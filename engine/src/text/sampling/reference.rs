@@ -38,7 +38,7 @@ pub(super) fn choose(state: &State<'_>, logits: &[f32], mask: Option<&[u32]>) ->
         let masked = mask.is_some_and(|mask| word(mask) & (1 << (id % 32)) == 0);
         let end = state.vocabulary.ends.contains(id) || *id == state.vocabulary.eos;
         let early = params.ignore_eos || state.output.len() < params.min_tokens as usize;
-        !masked && !(end && early)
+        !(masked || end && early)
     });
     if left.is_empty() {
         return Choice { id: state.vocabulary.eos, margin };

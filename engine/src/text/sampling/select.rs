@@ -42,16 +42,38 @@ pub(super) fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
     out.reserve(k + 1);
     // the k-th best so far; a later id with the same logit does not come in
     let mut bar = f32::NEG_INFINITY;
-    for candidate in finite(logits) {
-        if candidate.logit > bar {
-            let at = out.partition_point(|other| other.logit >= candidate.logit);
-            out.insert(at, candidate);
-            if out.len() > k {
-                out.pop();
+    for (index, chunk) in logits.chunks(CHUNK).enumerate() {
+        if !chunk.iter().fold(false, |any, &logit| any | (logit > bar)) {
+            continue;
+        }
+        for (offset, &logit) in chunk.iter().enumerate() {
+            if logit > bar {
+                let id = (index * CHUNK + offset) as u32;
+                let at = out.partition_point(|other| other.logit >= logit);
+                out.insert(at, Candidate { id, logit });
+                if out.len() > k {
+                    out.pop();
+                }
+                if out.len() == k {
+                    bar = out[k - 1].logit;
+                }
             }
-            if out.len() == k {
-                bar = out[k - 1].logit;
-            }
+        }
+    }
+}
+
+/// Logits that are compared at once: as a rule none of them is of interest.
+const CHUNK: usize = 32;
+
+/// Replaces `out` by the logits of at least `bar` (above −∞), in the order of their ids.
+pub(super) fn at_least(logits: &[f32], bar: f32, out: &mut Vec<Candidate>) {
+    out.clear();
+    let bar = bar.max(f32::MIN);
+    for (index, chunk) in logits.chunks(CHUNK).enumerate() {
+        if chunk.iter().fold(false, |any, &logit| any | (logit >= bar)) {
+            let ids = (index * CHUNK) as u32..;
+            let chunk = ids.zip(chunk).filter(|(_, logit)| **logit >= bar);
+            out.extend(chunk.map(|(id, &logit)| Candidate { id, logit }));
         }
     }
 }
@@ -87,7 +109,11 @@ mod tests {
             sorted.truncate(k);
             let mut out = Vec::new();
             top_k(&logits, k, &mut out);
-            prop_assert_eq!(out, sorted);
+            prop_assert_eq!(&out, &sorted);
+            at_least(&logits, k as f32 - 100.0, &mut out);
+            let expected: Vec<Candidate> =
+                finite(&logits).filter(|c| c.logit >= k as f32 - 100.0).collect();
+            prop_assert_eq!(out, expected);
         }
     }
 }

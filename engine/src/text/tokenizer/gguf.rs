@@ -261,3 +261,98 @@ fn specials(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Vec<Special>
         })
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DecodeOptions, EncodeOptions, Tokenizer};
+    use super::*;
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| text.to_string()).collect()
+    }
+
+    /// A byte-level vocabulary of a few tokens.
+    fn metadata() -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.set(MODEL, "gpt2".to_owned());
+        metadata.set(PRE, "gpt-2".to_owned());
+        metadata.set(TOKENS, strings(&["a", "b", "ab", "Ġ", "<|im_end|>", "<u>", "<e>"]));
+        metadata.set(TOKEN_TYPE, vec![1, 1, 1, 1, 1, 4, 3]);
+        metadata.set(MERGES, strings(&["a b"]));
+        metadata.set("tokenizer.ggml.bos_token_id", 6_u32);
+        metadata.set("tokenizer.ggml.eos_token_id", 6_u32);
+        metadata
+    }
+
+    fn error(change: impl FnOnce(&mut Metadata)) -> String {
+        let mut metadata = metadata();
+        change(&mut metadata);
+        Tokenizer::from_metadata(&metadata).expect_err("damaged").to_string()
+    }
+
+    #[test]
+    fn a_small_vocabulary_works() {
+        let tokenizer = Tokenizer::from_metadata(&metadata()).expect("a tokenizer");
+        let encode = |text, add_special, parse_special| {
+            tokenizer.encode(text, EncodeOptions { add_special, parse_special })
+        };
+        assert_eq!(encode("ab<u> a<e>", false, true), [2, 5, 3, 0, 6]);
+        // `<`, `e` and `>` have no token
+        assert_eq!(encode("ab<u> a<e>", true, false), [2, 5, 3, 0]);
+        assert!(!tokenizer.add_bos());
+        // a file that calls the end of a turn ordinary text is mended
+        assert_eq!(tokenizer.end_tokens(), [4, 6]);
+        assert!(tokenizer.is_control(4) && tokenizer.is_end_of_generation(4));
+        let decode = |special| tokenizer.decode(&[2, 6, 3, 5, 99], DecodeOptions { special });
+        assert_eq!(decode(true), "ab<e> <u>");
+        assert_eq!(decode(false), "ab <u>");
+        assert_eq!(tokenizer.token_bytes(99), b"");
+    }
+
+    #[test]
+    fn the_file_says_what_every_text_gets() {
+        let mut metadata = metadata();
+        metadata.set("tokenizer.ggml.add_bos_token", true);
+        metadata.set("tokenizer.ggml.add_eos_token", true);
+        let tokenizer = Tokenizer::from_metadata(&metadata).expect("a tokenizer");
+        let options = EncodeOptions { add_special: true, parse_special: false };
+        assert_eq!(tokenizer.encode("a", options), [6, 0, 6]);
+        assert!(tokenizer.add_bos());
+    }
+
+    #[test]
+    fn a_missing_name_is_told_and_a_wrong_one_refused() {
+        let mut metadata = metadata();
+        metadata.retain(|key, _| key != PRE);
+        let tokenizer = Tokenizer::from_metadata(&metadata).expect("a tokenizer");
+        assert!(tokenizer.warnings()[0].contains(PRE));
+        assert!(error(|m| _ = m.set(PRE, "new-model".to_owned())).contains("\"new-model\""));
+        assert!(error(|m| _ = m.set(MODEL, "t5".to_owned())).contains("got \"t5\""));
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        for key in [MODEL, TOKENS, MERGES] {
+            assert!(error(|m| m.retain(|other, _| other != key)).contains(key), "{key}");
+        }
+        assert!(error(|m| _ = m.set(TOKENS, Vec::<String>::new())).contains("7"));
+        assert!(error(|m| _ = m.set(TOKEN_TYPE, vec![1, 1])).contains(TOKEN_TYPE));
+        assert!(error(|m| _ = m.set(MERGES, strings(&["a b", "ab"]))).contains("entry 1"));
+        assert!(error(|m| _ = m.set(MERGES, 3_u32)).contains(MERGES));
+        let wrong_id = error(|m| _ = m.set("tokenizer.ggml.eos_token_id", 7_u32));
+        assert!(wrong_id.contains("eos_token_id") && wrong_id.contains("below 7"), "{wrong_id}");
+        let llama = error(|m| _ = m.set(MODEL, "llama".to_owned()));
+        assert!(llama.contains(SCORES), "{llama}");
+    }
+
+    #[test]
+    fn strange_vocabularies_do_no_harm() {
+        let mut metadata = metadata();
+        // empty and repeated tokens, merges of tokens that are not there
+        metadata.set(TOKENS, strings(&["a", "", "a", "Ġ", "", "<u>", "<e>"]));
+        metadata.set(MERGES, strings(&["a a", "x y", "  "]));
+        let tokenizer = Tokenizer::from_metadata(&metadata).expect("a tokenizer");
+        assert_eq!(tokenizer.encode("aa b", EncodeOptions::default()), [0, 0, 3]);
+        assert_eq!(tokenizer.vocab_size(), 7);
+    }
+}

@@ -88,8 +88,19 @@ pub struct SpecialTokens {
 }
 
 /// A tokenizer. Cloning shares the vocabulary; all methods may be called from many threads.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
+
+impl std::fmt::Debug for Tokenizer {
+    /// Without the vocabulary, which nobody could read.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("tokens", &self.vocab_size())
+            .field("special", &self.0.tokens)
+            .field("ends", &self.0.ends)
+            .finish_non_exhaustive()
+    }
+}
 
 #[derive(Debug)]
 struct Inner {

@@ -136,41 +136,43 @@ impl std::ops::Deref for Merges {
 
 impl<'de> Deserialize<'de> for Merges {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Merge {
-            Pair(String, String),
-            Line(String),
-        }
+        let merges = Vec::<Merge>::deserialize(deserializer)?;
+        Ok(Self(merges.into_iter().map(|merge| (merge.0, merge.1)).collect()))
+    }
+}
 
+struct Merge(String, String);
+
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Read;
 
         impl<'de> Visitor<'de> for Read {
-            type Value = Merges;
+            type Value = Merge;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("merges")
+                f.write_str("two tokens, in an array or with a space between")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merges, A::Error> {
-                let mut merges = Vec::new();
-                while let Some(merge) = seq.next_element()? {
-                    merges.push(match merge {
-                        Merge::Pair(left, right) => (left, right),
-                        Merge::Line(line) => {
-                            let (left, right) = line.split_once(' ').ok_or_else(|| {
-                                serde::de::Error::custom(format!(
-                                    "merges: expected two tokens with a space between, got {line:?}"
-                                ))
-                            })?;
-                            (left.to_owned(), right.to_owned())
-                        }
-                    });
+            fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<Merge, E> {
+                let wrong = || E::invalid_value(serde::de::Unexpected::Str(line), &self);
+                let (left, right) = line.split_once(' ').ok_or_else(wrong)?;
+                Ok(Merge(left.to_owned(), right.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge, A::Error> {
+                let mut part = |index| {
+                    seq.next_element()?
+                        .ok_or_else(|| serde::de::Error::invalid_length(index, &"two tokens"))
+                };
+                let merge = Merge(part(0)?, part(1)?);
+                match seq.next_element::<IgnoredAny>()? {
+                    None => Ok(merge),
+                    Some(_) => Err(serde::de::Error::invalid_length(3, &"two tokens")),
                 }
-                Ok(Merges(merges))
             }
         }
 
-        deserializer.deserialize_seq(Read)
+        deserializer.deserialize_any(Read)
     }
 }
