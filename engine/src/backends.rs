@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use trefoil_devices_api::{Device, DomainId, MemoryManager};
 use trefoil_scheduler::DeviceFacts;
+
+use crate::self_test::self_test;
 use trefoil_telemetry::{Bytes, Clock, SystemClock, host_memory};
 
 /// Devices of this machine, best first, and the budgets of its memory.
@@ -51,13 +53,20 @@ impl Backends {
         let mut devices = Vec::new();
         let mut refused = Vec::new();
         let BackendOptions { threads, exact } = options;
-        match trefoil_devices_cpu::device(threads, exact, memory.clone(), clock.clone()) {
-            Ok(device) => devices.push(device),
+        let judge = trefoil_devices_ref::device(memory.clone(), clock.clone());
+        match trefoil_devices_cpu::device(threads, exact, memory.clone(), clock) {
+            Ok(device) => match self_test(device.as_ref(), judge.as_ref(), !exact) {
+                Ok(()) => devices.push(device),
+                Err(error) => {
+                    let reason = error.to_string();
+                    refused.push(Refused { name: "cpu0".to_owned(), reason });
+                }
+            },
             Err(error) => {
                 refused.push(Refused { name: "cpu0".to_owned(), reason: error.to_string() })
             }
         }
-        devices.push(trefoil_devices_ref::device(memory.clone(), clock));
+        devices.push(judge);
         Self { devices, refused, memory }
     }
 

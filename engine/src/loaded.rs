@@ -11,8 +11,9 @@ use trefoil_scheduler::Plan;
 use crate::backends::Backends;
 use crate::model::{Lowered, ModelError, ModelOptions, open_file};
 use crate::runner::Runner;
+use crate::text::of_model::{self, ModelTemplateError};
 use crate::text::sampling::{SamplerVocabulary, SamplingSettings};
-use crate::text::template::{CivilTime, Conversation, builtin};
+use crate::text::template::{CivilTime, Conversation};
 use crate::text::{ChatTemplate, EncodeOptions, TemplateError, Tokenizer, TokenizerError};
 
 /// A model that cannot be loaded.
@@ -25,9 +26,12 @@ pub enum LoadError {
     /// Tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),
-    /// Chat template.
+    /// Chat template that the user gave.
     #[error("chat template: {0}")]
     Template(#[from] TemplateError),
+    /// Chat template of the model.
+    #[error("chat template: {0}")]
+    ModelTemplate(#[from] ModelTemplateError),
     /// A JSON file beside the model.
     #[error("{file}: {source}")]
     Json {
@@ -53,20 +57,14 @@ pub struct TextSide {
 impl TextSide {
     /// The tokenizer and template of an opened file; `template` is the source that the user gave.
     pub fn new(file: &ModelFile, template: Option<&str>) -> Result<Self, LoadError> {
-        let tokenizer = match &file.folder {
-            Some(folder) if folder.join("tokenizer.json").exists() => {
-                Tokenizer::from_folder(folder)?
+        let tokenizer = of_model::tokenizer(file)?;
+        let template = match template {
+            Some(source) => {
+                let name = |id: Option<u32>| id.map_or("", |id| tokenizer.token_text(id));
+                ChatTemplate::new(source, name(tokenizer.bos()), name(tokenizer.eos()))?
             }
-            _ => Tokenizer::from_metadata(&file.metadata)?,
+            None => of_model::chat_template(file, &tokenizer)?.0,
         };
-        let name = |id: Option<u32>| id.map_or("", |id| tokenizer.token_text(id));
-        let (bos, eos) = (name(tokenizer.bos()), name(tokenizer.eos()));
-        let own = match template {
-            Some(source) => Some(source.to_owned()),
-            None => template_of(file)?,
-        };
-        let known = || builtin(|token| tokenizer.id_of(token).is_some()).source.to_owned();
-        let template = ChatTemplate::new(&own.unwrap_or_else(known), bos, eos)?;
         let sampling = match &file.folder {
             Some(folder) => read_json(&folder.join("generation_config.json"))?
                 .map(|config| SamplingSettings::from_generation_config(&config))
@@ -119,30 +117,6 @@ impl TextSide {
         let options = EncodeOptions { add_special: true, parse_special: true };
         self.tokenizer.encode(text, options)
     }
-}
-
-/// The template that a file carries.
-fn template_of(file: &ModelFile) -> Result<Option<String>, LoadError> {
-    if let Some(folder) = &file.folder {
-        if let Ok(source) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
-            return Ok(Some(source));
-        }
-        return match read_json(&folder.join("tokenizer_config.json"))? {
-            Some(config) => Ok(template_in(&config["chat_template"])),
-            None => Ok(None),
-        };
-    }
-    let key = "tokenizer.chat_template";
-    Ok(file.metadata.str(key).map_err(|e| ModelError::Lower(e.into()))?.map(str::to_owned))
-}
-
-/// A template is a string, or one of several under the name `default`.
-fn template_in(value: &Json) -> Option<String> {
-    if let Json::Array(named) = value {
-        let default = named.iter().find(|entry| entry["name"] == "default")?;
-        return default["template"].as_str().map(str::to_owned);
-    }
-    value.as_str().map(str::to_owned)
 }
 
 fn read_json(path: &Path) -> Result<Option<Json>, LoadError> {
