@@ -148,6 +148,7 @@ pub fn pages_of(step: &StepInputs) -> usize {
 struct CaseBuilder {
     cases: Vec<Case>,
     random: Random,
+    formats: Vec<BlockType>,
 }
 
 impl CaseBuilder {
@@ -181,7 +182,7 @@ impl CaseBuilder {
     }
 
     fn linears(&mut self) {
-        for format in weight_formats() {
+        for format in self.formats.clone() {
             let block = format.info().elements.max(32);
             for (rows, cols, out) in [(1, block * 2, 48), (7, block, 33), (70, block * 3, 64)] {
                 let shape = format!("{rows}x{cols}->{out}");
@@ -197,7 +198,7 @@ impl CaseBuilder {
     }
 
     fn embeds(&mut self) {
-        for format in weight_formats() {
+        for format in self.formats.clone() {
             let cols = format.info().elements.max(64);
             let step = step(&[(5, 0), (1, 3)], 16);
             self.add(Some(format), format!("6->{cols}"), step, &[], |graph, random, _| {
@@ -339,7 +340,7 @@ impl CaseBuilder {
                 },
             );
         }
-        for format in weight_formats() {
+        for format in self.formats.clone() {
             let cols = format.info().elements.max(64);
             let shape = format!("11x{cols} 2 of 5");
             let (rows, widths) = (step(&[(11, 0)], 16), [cols, 4]);
@@ -362,7 +363,12 @@ impl CaseBuilder {
 
 /// All cases.
 pub fn all() -> Vec<Case> {
-    let mut builder = CaseBuilder { cases: Vec::new(), random: Random::new(20_261_121) };
+    with_formats(weight_formats().collect())
+}
+
+/// The cases of all ops, with weights in these formats only.
+pub fn with_formats(formats: Vec<BlockType>) -> Vec<Case> {
+    let mut builder = CaseBuilder { cases: Vec::new(), random: Random::new(20_261_121), formats };
     builder.linears();
     builder.embeds();
     builder.norms();
