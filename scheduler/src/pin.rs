@@ -7,7 +7,9 @@ use trefoil_graph::{LayerGraph, UnitId};
 use wildmatch::WildMatch;
 
 /// `GLOB=DEVICE`: units, or units of ops, whose names match run on the device.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub struct Pin {
     /// Pattern on unit names (`blk.3.ffn`) and op names (`blk.3.ffn_down`); `*` and `?` as usual.
     #[serde(rename = "match")]
@@ -16,6 +18,7 @@ pub struct Pin {
     pub device: String,
     /// Only in this phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<crate::plan::PhaseForm>")]
     pub phase: Option<Phase>,
 }
 

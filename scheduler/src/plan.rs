@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trefoil_devices_api::{Bucket, DomainId};
 use trefoil_graph::{LayerGraph, UnitId};
@@ -16,7 +17,7 @@ pub const PLAN_VERSION: u32 = 1;
 const MOST_CONTEXT: usize = 1 << 24;
 
 /// Which model a plan is for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRef {
     /// Fingerprint of the file.
@@ -28,7 +29,7 @@ pub struct ModelRef {
 }
 
 /// A unit's place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnitPlacement {
     /// Name of the unit.
@@ -38,24 +39,52 @@ pub struct UnitPlacement {
 }
 
 /// A tensor's move between domains, between two segments of a bucket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Transfer {
     /// Op that makes the tensor.
     pub tensor: String,
     /// Domain it is made in.
+    #[schemars(with = "u16")]
     pub from: DomainId,
     /// Domain it is needed in.
+    #[schemars(with = "u16")]
     pub to: DomainId,
     /// Bytes per step at most.
+    #[schemars(with = "u64")]
     pub bytes: Bytes,
 }
 
+/// JSON form of [`Bucket`].
+#[derive(JsonSchema)]
+#[serde(rename = "Bucket")]
+#[expect(dead_code, reason = "read by the schema only")]
+struct BucketForm {
+    /// `prefill` or `decode`.
+    phase: PhaseForm,
+    /// Fewest rows.
+    min_tokens: usize,
+    /// Most rows.
+    max_tokens: usize,
+    /// Most rows whose output is wanted, and most sequences.
+    max_outputs: usize,
+}
+
+/// JSON form of a phase.
+#[derive(JsonSchema)]
+#[serde(rename = "Phase", rename_all = "lowercase")]
+#[expect(dead_code, reason = "read by the schema only")]
+pub(crate) enum PhaseForm {
+    Prefill,
+    Decode,
+}
+
 /// Placement in one bucket.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BucketPlan {
     /// The bucket.
+    #[schemars(with = "BucketForm")]
     pub bucket: Bucket,
     /// Every unit, in the order in which they run.
     pub units: Vec<UnitPlacement>,
@@ -68,21 +97,25 @@ pub struct BucketPlan {
 }
 
 /// Memory that a plan needs in a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DomainMemory {
     /// The domain.
+    #[schemars(with = "u16")]
     pub domain: DomainId,
     /// Weights; shared memory counted once.
+    #[schemars(with = "u64")]
     pub weights: Bytes,
     /// KV pages at the planned context.
+    #[schemars(with = "u64")]
     pub kv: Bytes,
     /// Tensors between segments.
+    #[schemars(with = "u64")]
     pub activations: Bytes,
 }
 
 /// A pin, and what it did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PinReport {
     /// The pin.
@@ -92,7 +125,7 @@ pub struct PinReport {
 }
 
 /// Which unit runs where, per bucket.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Version of this form.
@@ -108,6 +141,7 @@ pub struct Plan {
     /// Placement per bucket.
     pub buckets: Vec<BucketPlan>,
     /// Domain of each KV layer.
+    #[schemars(with = "Vec<u16>")]
     pub kv: Vec<DomainId>,
     /// Memory per domain.
     pub memory: Vec<DomainMemory>,
@@ -238,6 +272,11 @@ impl Plan {
             return Err(PlanError::Version { got: version });
         }
         Ok(serde_json::from_str(text)?)
+    }
+
+    /// JSON schema of the plan's JSON form.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
     }
 
     /// The plan's JSON form.

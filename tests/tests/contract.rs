@@ -52,15 +52,8 @@ fn work_waits_for_its_fences_and_signals_its_own() {
             gate.signal(1);
         }
         done.wait(1).expect("reached");
-        // Completions may be recorded a moment after the signal.
         let mut completions = Vec::new();
-        for _ in 0..200 {
-            device.drain(&mut completions);
-            if !completions.is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        device.drain(&mut completions);
         assert_eq!(completions.len(), 1, "{name}");
         assert!(completions[0].queued <= completions[0].start);
         assert!(completions[0].start <= completions[0].end);

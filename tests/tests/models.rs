@@ -1,6 +1,7 @@
 //! Golden models: stored logits and greedy tokens, from GGUF and from safetensors.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use safetensors::SafeTensors;
 use trefoil_engine::backends::{BackendOptions, Backends};
@@ -54,13 +55,20 @@ fn golden_of(folder: &Path, suffix: &str) -> Golden {
     }
 }
 
+/// The devices, found once for all models.
+fn backends(exact: bool) -> &'static Backends {
+    static FOUND: [OnceLock<Backends>; 2] = [OnceLock::new(), OnceLock::new()];
+    FOUND[usize::from(exact)]
+        .get_or_init(|| Backends::detect(BackendOptions { exact, ..BackendOptions::default() }))
+}
+
 fn runner(file: &Path, device: &str, options: ModelOptions, exact: bool) -> (Lowered, Runner) {
     let file = ModelFile::open(file).expect("opens");
-    let backends = Backends::detect(BackendOptions { exact, ..BackendOptions::default() });
+    let backends = backends(exact);
     let lowered = Lowered::new(file, options.lower).expect("lowers");
     let options = ModelOptions { device: Some(device.to_owned()), ..options };
-    let plan = lowered.plan(&backends, &options).expect("places");
-    let runner = lowered.runner(&backends, &plan, &options).expect("compiles");
+    let plan = lowered.plan(backends, &options).expect("places");
+    let runner = lowered.runner(backends, &plan, &options).expect("compiles");
     (lowered, runner)
 }
 

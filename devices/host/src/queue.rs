@@ -41,6 +41,17 @@ struct Done {
     dropped: u64,
 }
 
+impl Shared {
+    fn record(&self, completion: Completion) {
+        let mut done = self.done.lock();
+        if done.completions.len() == HISTORY {
+            done.completions.pop_front();
+            done.dropped += 1;
+        }
+        done.completions.push_back(completion);
+    }
+}
+
 /// An in-order queue and the thread that works it off.
 pub(crate) struct Queue {
     sender: Option<Sender<Entry>>,
@@ -130,6 +141,8 @@ fn work_off(shared: &Shared, receiver: &Receiver<Entry>, mut kernels: Box<dyn Ho
         };
         let end = shared.clock.now();
         shared.busy.fetch_add(end.since(start).0, Ordering::Relaxed);
+        // Recorded before it is signalled: who waited finds the record.
+        shared.record(Completion { id, label: label.clone(), queued, start, end });
         match result {
             Ok(()) => signals.iter().for_each(|point| point.timeline.signal(point.value)),
             Err(error) => {
@@ -142,12 +155,6 @@ fn work_off(shared: &Shared, receiver: &Receiver<Entry>, mut kernels: Box<dyn Ho
                 signals.iter().for_each(|point| point.timeline.fail(failure.clone()));
             }
         }
-        let mut done = shared.done.lock();
-        if done.completions.len() == HISTORY {
-            done.completions.pop_front();
-            done.dropped += 1;
-        }
-        done.completions.push_back(Completion { id, label, queued, start, end });
     }
     shared.alive.store(false, Ordering::Relaxed);
 }
