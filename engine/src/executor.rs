@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use trefoil_devices_api::{
     AllocRequest, Bucket, Buffer, BufferRef, CompileError, Device, DeviceError, Failure, Job,
-    Phase, Point, Program, Purpose, Role, RunArgs, Submission, Timeline, Work,
+    Phase, Point, Points, Program, Purpose, Role, RunArgs, Submission, Timeline, Work,
 };
 use trefoil_graph::{LayerGraph, NodeIndex, Rows, StepInputs};
 use trefoil_scheduler::{BucketPlan, Plan};
@@ -167,7 +167,7 @@ impl Executor {
 
     /// Submits every segment of a bucket, each after the one before it.
     fn submit(&mut self, index: usize) -> Result<(), ExecuteError> {
-        let mut waits = Vec::new();
+        let mut waits = Points::new();
         for segment in &self.buckets[index].segments {
             let copies = segment
                 .copies
@@ -181,10 +181,10 @@ impl Executor {
             for work in copies.chain([run]) {
                 self.reached += 1;
                 let point = Point { timeline: self.timeline.clone(), value: self.reached };
-                let signals = vec![point.clone()];
+                let signals = Points::from_iter([point.clone()]);
                 let label = segment.label.clone();
                 segment.device.submit(0, Submission { waits, signals, work, label })?;
-                waits = vec![point];
+                waits = Points::from_iter([point]);
             }
         }
         Ok(())

@@ -65,7 +65,7 @@ pub struct ModelOptions {
     pub pins: Vec<Pin>,
     /// A plan made before, instead of placing now.
     pub plan: Option<Plan>,
-    /// Tokens of context; the model's own, at most [`DEFAULT_CONTEXT`], if absent.
+    /// Tokens of context, at most the model's own; [`DEFAULT_CONTEXT`] if absent.
     pub context: Option<usize>,
     /// Number format of the KV cache.
     pub kv_type: KvType,
@@ -139,9 +139,15 @@ impl Lowered {
         tables.max().unwrap_or(0)
     }
 
-    /// Context that a run with `options` gets.
+    /// Context that a run with `options` gets: at most what the model was trained for, past which
+    /// its positions mean nothing (and an encoder has none).
     pub fn context(&self, options: &ModelOptions) -> usize {
-        options.context.unwrap_or(self.hyper.context.min(DEFAULT_CONTEXT)).max(1)
+        let trained = self.hyper.context;
+        let context = options.context.unwrap_or(DEFAULT_CONTEXT);
+        if options.context.is_some_and(|wanted| wanted > trained) {
+            tracing::warn!("context {context} is more than the model was trained for: {trained}");
+        }
+        context.clamp(1, trained)
     }
 
     /// Buckets that programs are compiled for.
@@ -162,6 +168,12 @@ impl Lowered {
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             plan.check(&self.fingerprint, &self.graph, &names)?;
+            if plan.context > self.hyper.context {
+                let (what, expected) = ("context", format!("at most {}", self.hyper.context));
+                return Err(
+                    PlanError::Size { what: what.to_owned(), expected, got: plan.context }.into()
+                );
+            }
             return Ok(plan.clone());
         }
         Ok(place(&Request {
@@ -196,6 +208,7 @@ impl Lowered {
             plan.context,
         )?;
         let executor = Executor::new(&self.graph, plan, &backends.devices, kv)?;
-        Ok(Runner::new(executor, &self.hyper, self.vocabulary(), options.chunk))
+        let vocabulary = self.vocabulary();
+        Ok(Runner::new(executor, &self.hyper, vocabulary, options.chunk, plan.context))
     }
 }

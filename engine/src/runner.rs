@@ -100,11 +100,19 @@ pub struct Runner {
     original_context: Option<usize>,
     vocabulary: usize,
     chunk: usize,
+    context: usize,
 }
 
 impl Runner {
-    /// A runner that reads prompts in chunks of at most `chunk` tokens.
-    pub fn new(executor: Executor, hyper: &Hyper, vocabulary: usize, chunk: usize) -> Self {
+    /// A runner for sequences of up to `context` tokens that reads prompts in chunks of at most
+    /// `chunk`.
+    pub fn new(
+        executor: Executor,
+        hyper: &Hyper,
+        vocabulary: usize,
+        chunk: usize,
+        context: usize,
+    ) -> Self {
         let chunk = chunk.clamp(1, executor.max_tokens(Phase::Prefill).max(1));
         Self {
             executor,
@@ -112,6 +120,7 @@ impl Runner {
             original_context: hyper.original_context,
             vocabulary,
             chunk,
+            context,
         }
     }
 
@@ -134,7 +143,7 @@ impl Runner {
 
     /// Tokens that all sequences together can hold.
     pub fn context(&self) -> usize {
-        self.executor.kv.total_pages() * self.executor.kv.layout().page_tokens
+        self.context
     }
 
     /// Takes all pages back, from sequences that were lost by a panic.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use half::f16;
 use trefoil_devices_api::{
     AllocRequest, Bucket, Buffer, BufferRef, CompileError, Device, DeviceError, Failure, Job,
-    KvPages, OpQuery, Phase, Point, Purpose, Role, RunArgs, Submission, Support, Timeline, Work,
+    KvPages, OpQuery, Phase, Point, Points, Purpose, Role, RunArgs, Submission, Support, Timeline,
+    Work,
 };
 use trefoil_graph::BlockType;
 use trefoil_kernels::cases::{Case, Random, pages_of};
@@ -77,8 +78,8 @@ pub fn run_case(device: &dyn Device, case: &Case, half: bool) -> Result<Vec<f32>
     device.submit(
         0,
         Submission {
-            waits: Vec::new(),
-            signals: vec![Point { timeline: timeline.clone(), value: 1 }],
+            waits: Points::new(),
+            signals: Points::from_iter([Point { timeline: timeline.clone(), value: 1 }]),
             work: Work::Run { program, args: Arc::new(RunArgs { buffers, kv }), step },
             label: case.op.into(),
         },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use trefoil_devices_api::{
     AllocRequest, Bucket, Device, DeviceError, DomainId, Failure, Job, LostReason, MemoryManager,
-    Phase, Point, Purpose, Recovery, Submission, SubmissionId, Timeline, Work,
+    Phase, Point, Points, Purpose, Recovery, Submission, SubmissionId, Timeline, Work,
 };
 use trefoil_devices_sim::{SimDevice, SimSpec};
 use trefoil_engine::backends::{BackendOptions, Backends};
@@ -31,7 +31,12 @@ fn devices() -> Vec<Arc<dyn Device>> {
 }
 
 fn barrier(waits: Vec<Point>, signals: Vec<Point>) -> Submission {
-    Submission { waits, signals, work: Work::Barrier, label: "barrier".into() }
+    Submission {
+        waits: waits.into(),
+        signals: signals.into(),
+        work: Work::Barrier,
+        label: "barrier".into(),
+    }
 }
 
 fn point(timeline: &Arc<Timeline>, value: u64) -> Point {
@@ -92,8 +97,8 @@ fn copies_move_bytes_and_refuse_unequal_lengths() {
         from.write().expect("free").fill(7);
         let done: Arc<Timeline> = Arc::default();
         let copy = |from_range: std::ops::Range<usize>, value| Submission {
-            waits: Vec::new(),
-            signals: vec![point(&done, value)],
+            waits: Points::new(),
+            signals: Points::from_iter([point(&done, value)]),
             work: Work::Copy {
                 from: from.view(from_range).expect("inside"),
                 to: to.view(64..128).expect("inside"),

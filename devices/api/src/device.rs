@@ -268,13 +268,16 @@ pub enum Work {
     Barrier,
 }
 
+/// A few points, kept without memory of their own.
+pub type Points = smallvec::SmallVec<[Point; 2]>;
+
 /// Work for a queue. Queues run their submissions in order.
 #[derive(Clone, Debug)]
 pub struct Submission {
     /// Points that must be reached first.
-    pub waits: Vec<Point>,
+    pub waits: Points,
     /// Points that this reaches, or fails.
-    pub signals: Vec<Point>,
+    pub signals: Points,
     /// What to do.
     pub work: Work,
     /// Reaches traces and errors: `decode blk.0.attn_in..head`.

@@ -12,8 +12,8 @@ mod timeline;
 
 pub use device::{
     AllocRequest, Binding, Bucket, Completion, Device, DeviceInfo, DeviceKind, Dropped, Job,
-    KvPages, Limits, Link, OpQuery, Phase, Program, Purpose, Role, RunArgs, Sample, Submission,
-    SubmissionId, Support, Work,
+    KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs, Sample,
+    Submission, SubmissionId, Support, Work,
 };
 pub use error::{CompileError, DeviceError, Failure, LostReason, Recovery};
 pub use memory::{
