@@ -196,6 +196,6 @@ impl Lowered {
             plan.context,
         )?;
         let executor = Executor::new(&self.graph, plan, &backends.devices, kv)?;
-        Ok(Runner::new(executor, &self.hyper, self.vocabulary(), options.chunk))
+        Ok(Runner::new(executor, &self.hyper, self.vocabulary(), options.chunk, plan.context))
     }
 }

@@ -100,18 +100,30 @@ pub struct Runner {
     original_context: Option<usize>,
     vocabulary: usize,
     chunk: usize,
+    context: usize,
 }
 
 impl Runner {
-    /// A runner that reads prompts in chunks of at most `chunk` tokens.
-    pub fn new(executor: Executor, hyper: &Hyper, vocabulary: usize, chunk: usize) -> Self {
+    /// A runner that reads prompts in chunks of at most `chunk` tokens and promises sequences of
+    /// `context` tokens.
+    pub fn new(
+        executor: Executor,
+        hyper: &Hyper,
+        vocabulary: usize,
+        chunk: usize,
+        context: usize,
+    ) -> Self {
         let chunk = chunk.clamp(1, executor.max_tokens(Phase::Prefill).max(1));
+        let layout = executor.kv.layout();
+        // Pages hold a little more than was asked for; they never hold less than is promised.
+        let context = context.min(layout.pages * layout.page_tokens);
         Self {
             executor,
             causal: hyper.causal,
             original_context: hyper.original_context,
             vocabulary,
             chunk,
+            context,
         }
     }
 
@@ -132,9 +144,9 @@ impl Runner {
         self.executor.kv.release(&mut sequence.pages);
     }
 
-    /// Tokens that all sequences together can hold.
+    /// Tokens that a sequence can hold, as planned.
     pub fn context(&self) -> usize {
-        self.executor.kv.total_pages() * self.executor.kv.layout().page_tokens
+        self.context
     }
 
     /// Takes all pages back, from sequences that were lost by a panic.
