@@ -111,6 +111,13 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (0.001..=86_400.0).contains(&number) => Ok(number),
+        _ => Err("expected seconds from 0.001 to 86400".to_owned()),
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KvForm {
     F16,
@@ -121,25 +128,25 @@ pub(crate) enum KvForm {
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct SamplingArgs {
     /// Randomness; 0 always takes the most probable token
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f64>,
     /// Keep the K most probable tokens; 0 for all
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub(crate) top_k: Option<i64>,
     /// Keep the most probable tokens that together reach P
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f64>,
     /// Keep tokens at least P times as probable as the best
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f64>,
     /// Keep the most typical tokens that together reach P
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) typical_p: Option<f64>,
     /// Make tokens that came before less likely; 1 is off
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f64>,
     /// Tokens that count as "before"
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) repeat_last_n: Option<i64>,
     /// Lower tokens by how often they came in the reply
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
@@ -228,6 +235,9 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = positive)]
     pub(crate) max_queue: usize,
+    /// Seconds of silence after which a stream gets a sign of life
+    #[arg(long, default_value_t = 15.0, value_name = "S", value_parser = seconds)]
+    pub(crate) sse_ping: f64,
     /// Refuse bodies with unknown fields instead of naming them in a header
     #[arg(long)]
     pub(crate) strict_fields: bool,

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
+use trefoil_engine::evaluate::EvaluateError;
 use trefoil_engine::model::ModelError;
+use trefoil_engine::runner::RunError;
 
 /// Why a command failed, by exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,12 @@ impl Failure {
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         Self { status, error: error.into() }
+    }
+
+    /// Did whoever reads the output stop reading? No failure of this program, and not worth a word.
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        let error = self.error.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
     /// The message with all its causes, each once.
@@ -103,8 +111,6 @@ macro_rules! failed {
 failed! {
     std::io::Error => Failed,
     serde_json::Error => Failed,
-    trefoil_engine::runner::RunError => Failed,
-    trefoil_engine::evaluate::EvaluateError => Failed,
     trefoil_engine::text::TokenizerError => Model,
     trefoil_engine::text::TemplateError => Model,
 }
@@ -115,6 +121,29 @@ impl From<trefoil_engine::loaded::LoadError> for Failure {
         match error {
             LoadError::Model(error) => error.into(),
             error => Self::new(Status::Model, error),
+        }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let status = match &error {
+            RunError::NoSuchToken { .. }
+            | RunError::ContextFull { .. }
+            | RunError::TooLongForEncoder { .. }
+            | RunError::EmptyPrompt => Status::Usage,
+            RunError::NoPages { .. } | RunError::Execute(_) => Status::Device,
+            _ => Status::Failed,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(error: EvaluateError) -> Self {
+        match error {
+            EvaluateError::Run(error) => error.into(),
+            error => Self::new(Status::Usage, error),
         }
     }
 }

@@ -123,6 +123,7 @@ fn main() -> ExitCode {
     let json = wants_json(&command);
     match dispatch(command, &global) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
         Err(failure) => failure.print(json),
     }
 }

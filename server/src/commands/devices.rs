@@ -1,5 +1,7 @@
 //! `trefoil devices`.
 
+use std::io::{Write, stdout};
+
 use serde_json::json;
 use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_telemetry::host_memory;
@@ -30,19 +32,19 @@ pub(crate) fn run(args: &DevicesArgs) -> Outcome {
             "refused": backends.refused,
             "ram": {"total": memory.total.map(|b| b.0), "available": memory.available.map(|b| b.0)},
         });
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        writeln!(stdout(), "{}", serde_json::to_string_pretty(&document)?)?;
         return Ok(());
     }
     for device in &backends.devices {
         let info = device.info();
         let mark = if info.only_when_named { "  (only when named)" } else { "" };
-        println!("{:<6} {}{mark}", info.name, info.product);
+        writeln!(stdout(), "{:<6} {}{mark}", info.name, info.product)?;
     }
     for refused in &backends.refused {
-        println!("{:<6} not usable: {}", refused.name, refused.reason);
+        writeln!(stdout(), "{:<6} not usable: {}", refused.name, refused.reason)?;
     }
     if let (Some(total), Some(available)) = (memory.total, memory.available) {
-        println!("{:<6} {total}, {available} available", "ram");
+        writeln!(stdout(), "{:<6} {total}, {available} available", "ram")?;
     }
     Ok(())
 }

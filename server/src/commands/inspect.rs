@@ -1,5 +1,7 @@
 //! `trefoil inspect`.
 
+use std::io::{Write, stdout};
+
 use trefoil_engine::kv::KvType;
 use trefoil_engine::model::{Lowered, open_file};
 use trefoil_graph::LowerOptions;
@@ -13,7 +15,7 @@ pub(crate) fn run(args: &InspectArgs) -> Outcome {
     let Lowered { file, hyper, graph, .. } =
         Lowered::new(open_file(&args.model)?, LowerOptions::default())?;
     if args.dot {
-        print!("{}", dot(&graph));
+        write!(stdout(), "{}", dot(&graph))?;
         return Ok(());
     }
     let options = InspectOptions {
@@ -23,9 +25,9 @@ pub(crate) fn run(args: &InspectArgs) -> Outcome {
     };
     let report = Report::new(&file, &hyper, &graph, options);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        writeln!(stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        print!("{}", report.to_text());
+        write!(stdout(), "{}", report.to_text())?;
     }
     Ok(())
 }

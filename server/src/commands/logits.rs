@@ -1,5 +1,7 @@
 //! `trefoil logits`.
 
+use std::io::{Write, stdout};
+
 use serde_json::json;
 use trefoil_engine::evaluate::{compare, log_sum_exp, top};
 use trefoil_engine::runner::Outputs;
@@ -44,7 +46,11 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
         let positions = best.iter().map(
             |(position, top, sum)| json!({"position": position, "top": top, "logsumexp": sum}),
         );
-        println!("{}", json!({"tokens": tokens, "positions": positions.collect::<Vec<_>>()}));
+        writeln!(
+            stdout(),
+            "{}",
+            json!({"tokens": tokens, "positions": positions.collect::<Vec<_>>()})
+        )?;
         return Ok(());
     }
     for (position, top, _) in best {
@@ -52,7 +58,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Outcome {
             let bytes = model.text.tokenizer.token_bytes(*id);
             format!("{id} {:?} {logit:.3}", String::from_utf8_lossy(bytes))
         });
-        println!("{position:>5}  {}", words.collect::<Vec<_>>().join("   "));
+        writeln!(stdout(), "{position:>5}  {}", words.collect::<Vec<_>>().join("   "))?;
     }
     Ok(())
 }
@@ -68,13 +74,13 @@ fn difference(args: &LogitsArgs, a: &std::path::Path, b: &std::path::Path) -> Ou
     }
     let difference = compare(&a, &b, cols_a);
     if args.json {
-        println!("{}", serde_json::to_string(&difference)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&difference)?)?;
     } else {
-        println!("positions           {}", difference.positions);
-        println!("largest difference  {:.6}", difference.max_abs);
-        println!("mean KL(A || B)     {:.3e}", difference.mean_kl);
-        println!("same best token     {:.2} %", difference.top1 * 100.0);
-        println!("best five shared    {:.2} %", difference.top5 * 100.0);
+        writeln!(stdout(), "positions           {}", difference.positions)?;
+        writeln!(stdout(), "largest difference  {:.6}", difference.max_abs)?;
+        writeln!(stdout(), "mean KL(A || B)     {:.3e}", difference.mean_kl)?;
+        writeln!(stdout(), "same best token     {:.2} %", difference.top1 * 100.0)?;
+        writeln!(stdout(), "best five shared    {:.2} %", difference.top5 * 100.0)?;
     }
     Ok(())
 }

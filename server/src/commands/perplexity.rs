@@ -1,5 +1,7 @@
 //! `trefoil perplexity`.
 
+use std::io::{Write, stdout};
+
 use trefoil_engine::evaluate::{WINDOW, perplexity};
 use trefoil_engine::text::EncodeOptions;
 
@@ -27,10 +29,15 @@ pub(crate) fn run(args: &PerplexityArgs) -> Outcome {
     bar.finish_and_clear();
     let result = result?;
     if args.json {
-        println!("{}", serde_json::to_string(&result)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&result)?)?;
     } else {
-        println!("perplexity {:.4} ± {:.4}", result.ppl, result.stderr);
-        println!("loss {:.6} over {} windows of {WINDOW} tokens", result.nll, result.windows);
+        writeln!(stdout(), "perplexity {:.4} ± {:.4}", result.ppl, result.stderr)?;
+        writeln!(
+            stdout(),
+            "loss {:.6} over {} windows of {WINDOW} tokens",
+            result.nll,
+            result.windows
+        )?;
     }
     match args.max {
         Some(max) if result.ppl > max => {

@@ -1,5 +1,7 @@
 //! `trefoil plan`.
 
+use std::io::{Write, stdout};
+
 use trefoil_engine::model::{Lowered, open_file};
 use trefoil_scheduler::Plan;
 use trefoil_telemetry::Bytes;
@@ -14,9 +16,9 @@ pub(crate) fn run(args: &PlanArgs) -> Outcome {
     let lowered = Lowered::new(open_file(&args.model)?, options.lower)?;
     let plan = lowered.plan(&backends, &options)?;
     if args.json {
-        println!("{}", plan.to_json());
+        writeln!(stdout(), "{}", plan.to_json())?;
     } else {
-        print!("{}", render(&plan));
+        write!(stdout(), "{}", render(&plan))?;
     }
     Ok(())
 }

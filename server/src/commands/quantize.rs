@@ -1,5 +1,7 @@
 //! `trefoil quantize`.
 
+use std::io::{Write, stdout};
+
 use trefoil_engine::model::open_file;
 use trefoil_engine::quantize::{QuantizeOptions, Target, UnknownTarget, quantize_file};
 
@@ -21,15 +23,15 @@ pub(crate) fn run(args: &QuantizeArgs) -> Outcome {
     bar.finish_and_clear();
     let summary = summary.map_err(|error| Failure::new(Status::Failed, error))?;
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        writeln!(stdout(), "{}", serde_json::to_string(&summary)?)?;
         return Ok(());
     }
     for warning in summary.warnings() {
         eprintln!("note: {warning}");
     }
-    println!("{}: {} -> {}", args.target.display(), summary.source, summary.target);
+    writeln!(stdout(), "{}: {} -> {}", args.target.display(), summary.source, summary.target)?;
     for (block, (count, bytes)) in &summary.types {
-        println!("  {:<8} {count:>5} tensors  {bytes}", block.name());
+        writeln!(stdout(), "  {:<8} {count:>5} tensors  {bytes}", block.name())?;
     }
     Ok(())
 }

@@ -167,7 +167,7 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
             "prefill_devices": model.devices(Phase::Prefill),
             "decode_devices": model.devices(Phase::Decode),
         });
-        println!("{document}");
+        writeln!(stdout, "{document}")?;
     } else {
         // A closed pipe is no failure.
         let _ = writeln!(stdout);

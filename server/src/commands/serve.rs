@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use trefoil_engine::loaded::Loaded;
 use trefoil_telemetry::Metrics;
@@ -44,6 +44,7 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         api_key,
         allowed_hosts: args.allowed_hosts.clone(),
         allowed_origins: args.allowed_origins.clone(),
+        sse_ping: Duration::from_secs_f64(args.sse_ping),
         strict_fields: args.strict_fields,
         ..ServerOptions::default()
     })

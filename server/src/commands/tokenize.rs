@@ -1,6 +1,6 @@
 //! `trefoil tokenize`.
 
-use std::io::Read;
+use std::io::{Read, Write, stdout};
 use std::path::Path;
 
 use serde_json::json;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &TokenizeArgs) -> Outcome {
     };
     if args.decode {
         let ids = parse_ids(&text, tokenizer.vocab_size())?;
-        println!("{}", tokenizer.decode(&ids, DecodeOptions { special: true }));
+        writeln!(stdout(), "{}", tokenizer.decode(&ids, DecodeOptions { special: true }))?;
         return Ok(());
     }
     let options =
@@ -44,13 +44,17 @@ pub(crate) fn run(args: &TokenizeArgs) -> Outcome {
                 std::str::from_utf8(bytes).map_or_else(|_| json!(bytes), |text| json!(text));
             json!({"id": id, "piece": piece})
         });
-        println!("{}", json!({"tokens": pieces.collect::<Vec<_>>(), "count": ids.len()}));
+        writeln!(
+            stdout(),
+            "{}",
+            json!({"tokens": pieces.collect::<Vec<_>>(), "count": ids.len()})
+        )?;
         return Ok(());
     }
     for &id in &ids {
-        println!("{id:>7}  {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id)));
+        writeln!(stdout(), "{id:>7}  {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id)))?;
     }
-    println!("{} tokens", ids.len());
+    writeln!(stdout(), "{} tokens", ids.len())?;
     Ok(())
 }
 

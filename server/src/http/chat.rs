@@ -105,7 +105,11 @@ impl Job {
     }
 
     /// Queues every reply; their updates come through the channel.
-    fn submit(&self, model: &ServedModel) -> Result<UnboundedReceiver<Tagged>, ApiError> {
+    fn submit(
+        &self,
+        state: &Arc<AppState>,
+        model: &ServedModel,
+    ) -> Result<UnboundedReceiver<Tagged>, ApiError> {
         let (sender, receiver) = unbounded_channel();
         for choice in 0..self.request.n {
             let sender = sender.clone();
@@ -117,8 +121,18 @@ impl Job {
                 seed: self.seed,
                 choice: u64::from(choice),
             };
+            let (state, id) = (state.clone(), model.id.clone());
             // A send fails when the client is gone: that cancels the generation.
-            let sink = Box::new(move |update| sender.send((choice, update)).is_ok());
+            let sink = Box::new(move |update| {
+                let ends = matches!(update, Update::Done(_));
+                let heard = sender.send((choice, update)).is_ok();
+                if ends && !heard {
+                    let labels = [id.as_str(), "cancelled"];
+                    state.metrics.requests_total.with_label_values(&labels).inc();
+                    tracing::info!(model = id, status = 499, "the client left");
+                }
+                heard
+            });
             model.service.submit(request, sink).map_err(|error| match error {
                 SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
                 _ => ApiError {
@@ -244,7 +258,7 @@ pub(crate) async fn create(
         state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
     })?;
     let model = find(&state, &job.request.model)?;
-    let receiver = job.submit(model).inspect_err(|_| {
+    let receiver = job.submit(&state, model).inspect_err(|_| {
         state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
     })?;
     let ignored = job.request.ignored.join(",");

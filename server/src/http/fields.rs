@@ -120,7 +120,8 @@ impl Fields {
     /// Takes a field; null counts as absent.
     pub(crate) fn take(&mut self, field: &'static str) -> Option<Value> {
         self.known.insert(field);
-        self.values.remove(field).filter(|value| !value.is_null())
+        // Keeps the order of the others: unknown ones are named as they came.
+        self.values.shift_remove(field).filter(|value| !value.is_null())
     }
 
     fn wrong_type(&self, field: &str, expected: &str, got: &Value) -> ApiError {

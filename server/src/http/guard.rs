@@ -92,9 +92,10 @@ fn check_key(headers: &HeaderMap, path: &str, options: &ServerOptions) -> Result
     if matches!(path, "/health" | "/ready") {
         return Ok(());
     }
-    let given = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+    });
     if given.is_some_and(|given| same_secret(given, key.as_bytes())) {
         return Ok(());
     }
@@ -118,6 +119,40 @@ fn check_content_type(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
 }
 
+/// Is it a browser's question whether it may call?
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS && request.headers().contains_key(header::ORIGIN)
+}
+
+/// All checks that need no body, in the order in which their errors win.
+fn check(request: &Request, state: &AppState) -> Result<(), ApiError> {
+    let (headers, options) = (request.headers(), &state.options);
+    check_host(headers, request.uri().host(), options)?;
+    check_origin(headers, options)?;
+    if is_preflight(request) {
+        // Browsers send no key with it, and the answer tells nothing.
+        return Ok(());
+    }
+    check_key(headers, request.uri().path(), options).inspect_err(|_| {
+        state.metrics.requests_rejected_total.with_label_values(&["auth"]).inc();
+    })?;
+    check_content_type(request)
+}
+
+/// A method's name in metrics. Clients may invent methods; labels must stay few.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::OPTIONS => "OPTIONS",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
 /// Layer around all routes.
 pub(crate) async fn guard(
     State(state): State<Arc<AppState>>,
@@ -132,16 +167,10 @@ pub(crate) async fn guard(
         .get::<axum::extract::MatchedPath>()
         .map_or("other".to_owned(), |path| path.as_str().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
-    let checked = check_host(request.headers(), request.uri().host(), &state.options)
-        .and_then(|()| check_origin(request.headers(), &state.options))
-        .and_then(|()| check_key(request.headers(), request.uri().path(), &state.options));
-    let mut response = match checked {
+    let mut response = match check(&request, &state) {
         Err(error) => error.into_response(),
-        Ok(()) if method == Method::OPTIONS && origin.is_some() => preflight(),
-        Ok(()) => match check_content_type(&request) {
-            Err(error) => error.into_response(),
-            Ok(()) => next.run(request).await,
-        },
+        Ok(()) if is_preflight(&request) => preflight(),
+        Ok(()) => next.run(request).await,
     };
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id.clone());
@@ -151,7 +180,12 @@ pub(crate) async fn guard(
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::VARY, HeaderValue::from_static("Origin"));
     }
-    state.metrics.http(&route, method.as_str(), response.status().as_u16(), started.elapsed());
+    state.metrics.http(
+        &route,
+        method_label(&method),
+        response.status().as_u16(),
+        started.elapsed(),
+    );
     tracing::info!(
         request = id.to_str().unwrap_or_default(),
         %method,

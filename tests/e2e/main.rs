@@ -1,0 +1,14 @@
+//! The program as its users meet it: command line, HTTP server, official clients, real models.
+
+mod cli_errors;
+mod cli_generate;
+mod cli_signals;
+mod cli_tools;
+mod clients;
+mod http_chat;
+mod http_fuzz;
+mod http_guard;
+mod http_load;
+mod http_stream;
+mod real;
+mod support;
