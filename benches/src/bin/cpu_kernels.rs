@@ -5,7 +5,8 @@
 //! `cpu_kernels [--threads N] [--rows M] [FORMAT ...]`
 //!
 //! For each format and shape: *decode*, one row of activations against weights that are in no cache
-//! (GB of weights read a second), and *prefill*, 512 rows (GOP/s, a multiplication and an addition
+//! (GB of weights read a second; under `cached` the same with
+//! weights that were read just before), and *prefill*, 512 rows (GOP/s, a multiplication and an addition
 //! counting as two). Form: activations rounded to eight bits; plain formats in f32.
 //!
 //! Floors:
@@ -65,13 +66,17 @@ fn main() {
     let pool = pool.expect("threads start");
     let floor = read_bandwidth(&pool);
     println!("{pool:?}; memory is read at {floor:.1} GB/s");
-    println!("{:>8} {:>12}  {:>8} {:>6}  {:>8}", "format", "shape", "GB/s", "share", "GOP/s");
+    println!(
+        "{:>8} {:>12}  {:>8} {:>6} {:>8}  {:>8}",
+        "format", "shape", "GB/s", "share", "cached", "GOP/s"
+    );
     for block in formats {
         for (n, k) in SHAPES {
-            let decode = decode(&pool, block, n, k);
+            let near = decode(&pool, block, n, k, 1);
+            let decode = decode(&pool, block, n, k, COLD);
             let prefill = prefill(&pool, block, n, k, rows);
             println!(
-                "{:>8} {:>12}  {decode:8.1} {:6.2}  {prefill:8.0}",
+                "{:>8} {:>12}  {decode:8.1} {:6.2} {near:8.1}  {prefill:8.0}",
                 block.to_string(),
                 format!("{n}x{k}"),
                 decode / floor,
@@ -97,11 +102,11 @@ fn read_bandwidth(pool: &ThreadPool) -> f64 {
     size_of_val(&memory[..]) as f64 / taken.best / 1e9
 }
 
-fn decode(pool: &ThreadPool, block: BlockType, n: usize, k: usize) -> f64 {
+fn decode(pool: &ThreadPool, block: BlockType, n: usize, k: usize, least: usize) -> f64 {
     let mut source = BlockSource::new(block, 0.05, 1);
     let mut one = Vec::new();
     source.draw(n * k, &mut one);
-    let copies = COLD.div_ceil(one.len());
+    let copies = least.div_ceil(one.len());
     let all = one.repeat(copies);
     let x = normal(k, 1.0, 2);
     let mut out = vec![0.0; n];

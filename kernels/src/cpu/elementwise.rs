@@ -171,6 +171,32 @@ pub fn gated(pool: &ThreadPool, kind: Activation, gate: &[f32], up: &mut [f32]) 
     each_pair(pool, up, gate, |up, gate| gated_at(pool.level(), kind, gate, up));
 }
 
+/// `out = activation(gate) * up`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn gated_from(pool: &ThreadPool, kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    assert_eq!((gate.len(), up.len()), (out.len(), out.len()), "three operands of one length");
+    each_part(pool, out, |out, start| {
+        let part = start..start + out.len();
+        out.copy_from_slice(&up[part.clone()]);
+        gated_at(pool.level(), kind, &gate[part], out);
+    });
+}
+
+/// `out = x + y`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn sum(pool: &ThreadPool, x: &[f32], y: &[f32], out: &mut [f32]) {
+    assert_eq!((x.len(), y.len()), (out.len(), out.len()), "three operands of one length");
+    each_part(pool, out, |out, start| {
+        let part = start..start + out.len();
+        out.copy_from_slice(&x[part.clone()]);
+        add_at(pool.level(), out, &y[part]);
+    });
+}
+
 /// `x = x + y`.
 ///
 /// # Panics

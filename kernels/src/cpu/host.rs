@@ -10,7 +10,7 @@ use super::{
     Activation, Attention, AttentionRow, Form, Input, KvFormat, KvLayout, KvSlot, Matrix,
     Projection, RopePairs, Scratch, ThreadPool,
 };
-use crate::host::{self, HostKernels, KvView, NormArgs, Turns};
+use crate::host::{self, HostKernels, KvView, LinearPart, NormArgs, Turns};
 use crate::reference::{moe, pool_rows};
 
 /// CPU kernels with their threads and working memory.
@@ -122,15 +122,26 @@ impl HostKernels for CpuKernels {
         super::linear(&self.pool, &mut self.scratch, self.form, x, weight, bias, out);
     }
 
+    fn linear_many(&mut self, x: &[f32], parts: &mut [LinearPart<'_>]) {
+        let Some(first) = parts.first() else { return };
+        let input = Input { x, cols: first.op.weight.cols, rows: None };
+        let mut projections: Vec<Projection<'_>> = parts
+            .iter_mut()
+            .map(|part| Projection::new(0, Matrix::from(&part.op.weight), part.bias, part.out))
+            .collect();
+        let (pool, scratch) = (&self.pool, &mut self.scratch);
+        super::linear_many(pool, scratch, self.form, &[input], &mut projections);
+    }
+
     fn rope(&mut self, op: &Rope, turns: Turns<'_>, x: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(x);
         let rows = turns.cos.len() / turns.pairs.max(1);
         let heads = x.len() / rows.max(1) / op.head_dim;
         let pairs = match op.style {
             RopeStyle::Interleaved => RopePairs::Interleaved,
             RopeStyle::Halves => RopePairs::Halves,
         };
-        super::rope(&self.pool, out, heads, op.head_dim, turns.pairs, pairs, turns.cos, turns.sin);
+        let angles = (turns.cos, turns.sin);
+        super::rope_from(&self.pool, x, out, heads, op.head_dim, turns.pairs, pairs, angles);
     }
 
     fn kv_write(
@@ -184,8 +195,7 @@ impl HostKernels for CpuKernels {
     }
 
     fn gate(&mut self, op: &Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(up);
-        super::gated(&self.pool, activation(op.function), gate, out);
+        super::gated_from(&self.pool, activation(op.function), gate, up, out);
     }
 
     fn activation(&mut self, op: &ops::Activation, x: &[f32], out: &mut [f32]) {
@@ -194,8 +204,7 @@ impl HostKernels for CpuKernels {
     }
 
     fn add(&mut self, a: &[f32], b: &[f32], out: &mut [f32]) {
-        out.copy_from_slice(a);
-        super::add(&self.pool, out, b);
+        super::sum(&self.pool, a, b, out);
     }
 
     fn scale(&mut self, factor: f32, x: &[f32], out: &mut [f32]) {
@@ -227,24 +236,38 @@ impl HostKernels for CpuKernels {
         gate.resize(rows.len() * ffn, 0.0);
         up.resize(rows.len() * ffn, 0.0);
         down.resize(rows.len() * width, 0.0);
-        for expert in 0..count {
-            let part = starts[expert]..starts[expert + 1];
-            if part.is_empty() {
-                continue;
-            }
-            let hidden = part.start * ffn..part.end * ffn;
-            let (gate, up) = (&mut gate[hidden.clone()], &mut up[hidden]);
-            let input = Input { x, cols: width, rows: Some(&rows[part.clone()]) };
-            let mut both = [
-                Projection::new(0, Matrix::from(&op.gate[expert]), None, gate),
-                Projection::new(0, Matrix::from(&op.up[expert]), None, up),
-            ];
-            super::linear_many(&self.pool, &mut self.scratch, self.form, &[input], &mut both);
-            super::gated(&self.pool, activation(op.function), gate, up);
-            let down = &mut down[part.start * width..part.end * width];
-            let weight = Matrix::from(&op.down[expert]);
-            super::linear(&self.pool, &mut self.scratch, self.form, up, weight, None, down);
+        // All experts in two hand-overs: a thread that is done with one goes on with the next.
+        let asked =
+            || (0..count).map(|e| (e, starts[e]..starts[e + 1])).filter(|(_, r)| !r.is_empty());
+        let inputs: Vec<Input<'_>> =
+            asked().map(|(_, part)| Input { x, cols: width, rows: Some(&rows[part]) }).collect();
+        let (mut gate_rest, mut up_rest, mut down_rest) =
+            (&mut gate[..], &mut up[..], &mut down[..]);
+        let mut both = Vec::with_capacity(2 * inputs.len());
+        for (index, (expert, part)) in asked().enumerate() {
+            let gate = take(&mut gate_rest, part.len() * ffn);
+            let up = take(&mut up_rest, part.len() * ffn);
+            both.push(Projection::new(index, Matrix::from(&op.gate[expert]), None, gate));
+            both.push(Projection::new(index, Matrix::from(&op.up[expert]), None, up));
         }
+        let (pool, form) = (&self.pool, self.form);
+        super::linear_many(pool, &mut self.scratch, form, &inputs, &mut both);
+        drop(both);
+        super::gated(pool, activation(op.function), gate, up);
+        let inputs: Vec<Input<'_>> = asked()
+            .map(|(_, part)| Input {
+                x: &up[part.start * ffn..part.end * ffn],
+                cols: ffn,
+                rows: None,
+            })
+            .collect();
+        let mut back = Vec::with_capacity(inputs.len());
+        for (index, (expert, part)) in asked().enumerate() {
+            let down = take(&mut down_rest, part.len() * width);
+            back.push(Projection::new(index, Matrix::from(&op.down[expert]), None, down));
+        }
+        super::linear_many(pool, &mut self.scratch, form, &inputs, &mut back);
+        drop(back);
         // Added in the order of the row's own choice, so that the sum does not depend on which
         // experts other rows chose.
         out.fill(0.0);
@@ -266,6 +289,13 @@ impl HostKernels for CpuKernels {
         out.copy_from_slice(x);
         super::l2_normalise(&self.pool, out, width, f32::MIN_POSITIVE);
     }
+}
+
+/// Cuts the first `len` elements off.
+fn take<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (first, later) = std::mem::take(rest).split_at_mut(len);
+    *rest = later;
+    first
 }
 
 impl Mixture {

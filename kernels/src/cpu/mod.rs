@@ -26,8 +26,8 @@ mod tests;
 
 pub use attention::{Attention, AttentionRow, attention};
 pub use elementwise::{
-    Activation, activate, add, add_bias, add_scaled, gated, gather_rows, multiply, multiply_rows,
-    scale, scatter_add, softcap,
+    Activation, activate, add, add_bias, add_scaled, gated, gated_from, gather_rows, multiply,
+    multiply_rows, scale, scatter_add, softcap, sum,
 };
 pub use host::CpuKernels;
 pub use kv::{KvFormat, KvLayout, KvSlot, kv_write};
@@ -35,5 +35,5 @@ pub use level::Level;
 pub use linear::{Form, Input, Int8Support, Matrix, Projection, int8_support, linear, linear_many};
 pub use norm::{l2_normalise, layer_norm, rms_norm, rms_norm_in_place, softmax};
 pub use pool::ThreadPool;
-pub use rope::{RopePairs, rope};
+pub use rope::{RopePairs, rope, rope_from};
 pub use scratch::Scratch;

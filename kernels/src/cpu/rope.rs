@@ -30,11 +30,49 @@ pub fn rope(
     cos: &[f32],
     sin: &[f32],
 ) {
+    rotate_rows(pool, x, heads, head_dim, width, pairs, (cos, sin), |_, _| {});
+}
+
+/// [`rope`] of `x` into `out`; `angles` are cosines and sines.
+///
+/// # Panics
+/// If the lengths do not fit.
+#[expect(clippy::too_many_arguments, reason = "four shapes and three arrays")]
+pub fn rope_from(
+    pool: &ThreadPool,
+    x: &[f32],
+    out: &mut [f32],
+    heads: usize,
+    head_dim: usize,
+    width: usize,
+    pairs: RopePairs,
+    angles: (&[f32], &[f32]),
+) {
+    assert_eq!(x.len(), out.len(), "rope: input and output differ in length");
+    let columns = heads * head_dim;
+    rotate_rows(pool, out, heads, head_dim, width, pairs, angles, |row, values| {
+        values.copy_from_slice(&x[row * columns..(row + 1) * columns]);
+    });
+}
+
+/// Rotates every row in place after `fill` has put it there.
+#[expect(clippy::too_many_arguments, reason = "four shapes and three arrays")]
+fn rotate_rows(
+    pool: &ThreadPool,
+    x: &mut [f32],
+    heads: usize,
+    head_dim: usize,
+    width: usize,
+    pairs: RopePairs,
+    (cos, sin): (&[f32], &[f32]),
+    fill: impl Fn(usize, &mut [f32]) + Sync,
+) {
     assert!(2 * width <= head_dim, "rope: {width} pairs in a head of {head_dim}");
     assert!(heads * head_dim > 0, "rope: no heads");
     let rows = x.len() / (heads * head_dim);
     assert_eq!((cos.len(), sin.len()), (rows * width, rows * width), "rope: one angle a pair");
     each_row(pool, x, heads * head_dim, |row, values| {
+        fill(row, values);
         let angles = row * width..(row + 1) * width;
         let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
         for head in values.chunks_exact_mut(head_dim) {

@@ -37,6 +37,16 @@ pub struct Turns<'a> {
     pub pairs: usize,
 }
 
+/// One of several linears that read the same rows.
+pub struct LinearPart<'a> {
+    /// The op.
+    pub op: &'a Linear,
+    /// Its bias.
+    pub bias: Option<&'a [f32]>,
+    /// Its result.
+    pub out: &'a mut [f32],
+}
+
 /// A layer's KV pages for reading.
 #[derive(Clone, Copy, Debug)]
 pub struct KvView<'a> {
@@ -68,6 +78,13 @@ pub trait HostKernels: Send {
     fn norm(&mut self, args: NormArgs<'_>, x: &[f32], out: &mut [f32]);
     /// `out = x W^T + bias`.
     fn linear(&mut self, op: &Linear, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]);
+    /// Several linears of the same rows: a family may share what they have in common. Results are
+    /// those of [`linear`](Self::linear).
+    fn linear_many(&mut self, x: &[f32], parts: &mut [LinearPart<'_>]) {
+        for part in parts {
+            self.linear(part.op, part.bias, x, part.out);
+        }
+    }
     /// Turns each head of each row.
     fn rope(&mut self, op: &Rope, turns: Turns<'_>, x: &[f32], out: &mut [f32]);
     /// Stores keys and values of the step's rows in a layer's pages.

@@ -6,7 +6,7 @@ use trefoil_graph::{
     KvShape, LayerGraph, Lifetime, NodeIndex, Rows, Segment, StepInputs, assign_slots,
 };
 
-use super::{HostKernels, HostScratch, KvView, NormArgs, decode_vector};
+use super::{HostKernels, HostScratch, KvView, LinearPart, NormArgs, decode_vector};
 
 /// Layout of a layer's pages: page `p` holds keys, then values, each `[kv_heads][page_tokens]
 /// [head_dim]`.
@@ -80,6 +80,33 @@ struct Instruction {
     vectors: [Option<Vec<f32>>; 2],
     /// Index into the KV bindings.
     kv: usize,
+    /// This many instructions, this one first, are linears of the same rows and run together.
+    together: usize,
+}
+
+/// Most linears that run together: query, key and value.
+const TOGETHER: usize = 3;
+
+/// Finds linears next to each other that read the same tensor.
+fn group_linears(instructions: &mut [Instruction]) {
+    let is_part =
+        |i: &Instruction| matches!(i.op, Op::Linear(_)) && matches!(i.output, Place::Slot(_));
+    let mut at = 0;
+    while at < instructions.len() {
+        let (first, rest) = instructions[at..].split_first_mut().expect("not at the end");
+        let mut taken = vec![first.output];
+        if is_part(first) {
+            for next in rest.iter().take(TOGETHER - 1) {
+                let same = next.inputs == first.inputs && next.rows == first.rows;
+                if !(is_part(next) && same) || taken.contains(&next.output) {
+                    break;
+                }
+                taken.push(next.output);
+            }
+        }
+        first.together = taken.len();
+        at += taken.len();
+    }
 }
 
 /// All sorts of rows, in the order of `HostProgram::max_rows`.
@@ -170,8 +197,10 @@ impl HostProgram {
                 rows: node.shape.rows,
                 width: node.shape.width,
                 kv,
+                together: 1,
             });
         }
+        group_linears(&mut instructions);
         Self {
             instructions,
             slots: slots.sizes,
@@ -214,7 +243,14 @@ impl HostProgram {
         }
         scratch.reserve(self.slots.iter().copied());
         scratch.begin_step();
-        for instruction in &self.instructions {
+        let mut rest = &self.instructions[..];
+        while let Some(instruction) = rest.first() {
+            let (now, later) = rest.split_at(instruction.together);
+            rest = later;
+            if now.len() > 1 {
+                run_together(now, kernels, scratch, step, tensors.inputs, tensors.outputs)?;
+                continue;
+            }
             self.run_one(
                 instruction,
                 kernels,
@@ -278,6 +314,49 @@ impl HostProgram {
         }
         result
     }
+}
+
+/// Runs linears of the same rows; their outputs are slots.
+fn run_together<I, O>(
+    instructions: &[Instruction],
+    kernels: &mut dyn HostKernels,
+    scratch: &mut HostScratch,
+    step: &StepInputs,
+    inputs: &[I],
+    outputs: &[O],
+) -> Result<(), RunError>
+where
+    I: Deref<Target = [f32]>,
+    O: Deref<Target = [f32]>,
+{
+    let rows = step.count(instructions[0].rows);
+    let mut slots: [Vec<f32>; TOGETHER] = Default::default();
+    for (slot, instruction) in slots.iter_mut().zip(instructions) {
+        if let Place::Slot(index) = instruction.output {
+            *slot = std::mem::take(&mut scratch.slots[index]);
+        }
+    }
+    let read =
+        Reader { inputs, scratch, before: outputs, after: &[], output: Place::Nothing, step };
+    let x = read.get(instructions[0].inputs[0], rows * instructions[0].widths[0]);
+    let result = x.map(|x| {
+        let mut parts: Vec<LinearPart<'_>> = instructions
+            .iter()
+            .zip(&mut slots)
+            .filter_map(|(instruction, slot)| {
+                let Op::Linear(op) = &instruction.op else { return None };
+                let out = &mut slot[..rows * instruction.width];
+                Some(LinearPart { op, bias: instruction.vectors[1].as_deref(), out })
+            })
+            .collect();
+        kernels.linear_many(x, &mut parts);
+    });
+    for (slot, instruction) in slots.into_iter().zip(instructions) {
+        if let Place::Slot(index) = instruction.output {
+            scratch.slots[index] = slot;
+        }
+    }
+    result
 }
 
 /// Finds the tensors that an op reads.

@@ -305,7 +305,11 @@ impl RowRange<'_> {
                     let sums = results.iter().zip(&bias[first..first + n]).map(|(v, b)| v + b);
                     out.iter_mut().zip(sums).for_each(|(out, v)| *out = v);
                 }
-                None => out.copy_from_slice(&results[..n]),
+                None => match (out.first_chunk_mut::<TILE>(), results.first_chunk::<TILE>()) {
+                    // A copy of known length is one instruction.
+                    (Some(out), Some(results)) if n == TILE => *out = *results,
+                    _ => out.copy_from_slice(&results[..n]),
+                },
             }
         }
     }

@@ -210,19 +210,22 @@ fn super_portable(tile: &Tile<'_>, panel: &Panel<'_>, sums: &PanelSums<'_>, out:
         for span in 0..tile.columns / LONG {
             let x_scale = panel.scales[span * m + row];
             let (mut whole, mut below) = ([0i32; LANES], [0i32; LANES]);
-            for g in span * groups..(span + 1) * groups {
+            for (n, factors) in factors[span * groups..(span + 1) * groups].iter().enumerate() {
+                let g = span * groups + n;
                 let start = if tile.form.minimum { 0 } else { sums.groups[g * m + row] };
                 let products = group_products(tile, panel, g, row, start);
                 for i in 0..LANES {
-                    whole[i] += factors[g][i] * products[i];
+                    whole[i] += factors[i] * products[i];
                 }
             }
             if tile.form.minimum {
-                for two in span * groups / 2..(span + 1) * groups / 2 {
-                    let sum = halves(sums.groups[two * m + row]);
+                let pairs = span * groups / 2..(span + 1) * groups / 2;
+                let sums = sums.groups[row..].iter().step_by(m).skip(pairs.start);
+                for (factors, sum) in min_factors[pairs].iter().zip(sums) {
+                    let sum = halves(*sum);
                     for i in 0..LANES {
-                        let factors = halves(min_factors[two][i]);
-                        below[i] += factors[0] * sum[0] + factors[1] * sum[1];
+                        let two = halves(factors[i]);
+                        below[i] += two[0] * sum[0] + two[1] * sum[1];
                     }
                 }
             }

@@ -74,7 +74,7 @@ impl Rows {
         for line in (0..count).step_by(64) {
             let place = self.first.wrapping_add(16 * self.stride + at + line);
             // SAFETY: a prefetch reads nothing as far as the program can tell, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
         }
     }
 
