@@ -53,6 +53,7 @@ fn hosts_and_origins(server: &Server) {
         let error = answer.error(403, "host_not_allowed");
         assert!(error["message"].as_str().is_some_and(|m| m.contains(bad)), "{error}");
     }
+    server.call("GET", "/health").header("host", "").send().error(403, "host_not_allowed");
     let with = |origin: &str| server.call("GET", "/v1/models").header("origin", origin).send();
     let answer = with("http://localhost:3000");
     assert_eq!(answer.status, 200);
