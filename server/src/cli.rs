@@ -160,6 +160,9 @@ pub(crate) struct SamplingArgs {
     /// Most tokens of the reply
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: Option<u32>,
+    /// Never choose the tokens that end a reply
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
     /// End the reply at this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,

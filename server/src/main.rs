@@ -5,14 +5,13 @@ mod commands;
 mod exit;
 mod http;
 mod npy;
+mod signals;
 mod size;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{CommandFactory, Parser};
-use trefoil_engine::generate::Cancel;
 use trefoil_telemetry::{LogFormat, start_logging};
 
 use cli::{Cli, Colour, Command, Global, LogForm};
@@ -21,34 +20,6 @@ use exit::Outcome;
 /// A seed for requests that name none: another one for every request.
 fn random_seed() -> i64 {
     http::random_seed()
-}
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Has the user asked to stop?
-fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
-
-/// From here on an interrupt (Ctrl-C) cancels `cancel`; a second one ends the program.
-fn on_interrupt(cancel: &Cancel) {
-    static CURRENT: std::sync::Mutex<Option<Cancel>> = std::sync::Mutex::new(None);
-    static INSTALLED: std::sync::Once = std::sync::Once::new();
-    INTERRUPTED.store(false, Ordering::Relaxed);
-    *CURRENT.lock().expect("nothing panics while holding it") = Some(cancel.clone());
-    INSTALLED.call_once(|| {
-        let handled = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            if let Ok(Some(current)) = CURRENT.lock().as_deref() {
-                current.cancel();
-            }
-        });
-        if let Err(error) = handled {
-            tracing::warn!("Ctrl-C will end the program at once: {error}");
-        }
-    });
 }
 
 fn set_up(global: &Global) {

@@ -2,7 +2,7 @@
 
 Run by the end-to-end tests, with JSON on standard input: url and keyed_url of two servers of the
 demo model (the second asks for key), prompt and reply (text of the greedy answer), ids of the
-models. The first server has one place in its queue.
+models. The first server has two places in its queue.
 """
 
 import json
@@ -114,9 +114,10 @@ def busy():
     endless = dict(stream=True, max_tokens=1800, extra_body={"ignore_eos": True})
     running = create(**endless)
     next(iter(running))
-    waiting = threading.Thread(target=lambda: create(max_tokens=1))
-    waiting.start()
-    # The second request needs a moment to reach the queue.
+    waiting = [threading.Thread(target=lambda: create(max_tokens=1)) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    # They need a moment to reach the queue.
     deadline = time.monotonic() + 30
     while True:
         probe = client.with_options(timeout=0.3)
@@ -130,8 +131,9 @@ def busy():
             pass
         assert time.monotonic() < deadline, "the queue never fills"
     running.close()
-    waiting.join(60)
-    assert not waiting.is_alive(), "a closed stream makes room"
+    for thread in waiting:
+        thread.join(60)
+        assert not thread.is_alive(), "a closed stream makes room"
     create(max_tokens=1)
 
 

@@ -132,6 +132,8 @@ fn replies_end_where_they_are_told() {
     let short = run(&reply.prompt, &["--max-tokens", "3"]);
     assert_eq!(ids(&short["tokens"]), reply.ids_out[..3]);
     assert_eq!(short["finish_reason"], "length");
+    let longer = run(&reply.prompt, &["--ignore-eos", "--max-tokens", "12"]);
+    assert_eq!(ids(&longer["tokens"]).len(), 12, "the end token is never chosen");
     assert_eq!(run(&reply.prompt, &["--stop", "never to come"])["text"], reply.text);
 }
 
@@ -183,7 +185,7 @@ fn a_chat_remembers_until_it_is_told_to_forget() {
     let out = ran.ok();
     // The second time the conversation was forgotten: the same question, the same reply.
     assert!(out.starts_with(&format!("{0}\n{0}\n", reply.text)), "{out}");
-    assert_eq!(said.matches("generated 9 tokens").count() >= 3, true, "{said}");
+    assert!(said.matches("generated 9 tokens").count() >= 3, "{said}");
     for word in ["2 messages", "temp 0", "system: Be brief.", "prefill, up to", "/system TEXT"] {
         assert!(said.contains(word), "{word}: {said}");
     }

@@ -20,7 +20,7 @@ const LONG: [&str; 6] =
 
 #[test]
 fn an_interrupt_ends_a_reply_cleanly() {
-    for name in ["INT", "TERM"] {
+    for (name, code) in [("INT", 130), ("TERM", 143)] {
         let mut child = start(command().args(LONG));
         let mut first = [0; 4];
         let mut stdout = child.stdout.take().expect("stdout is piped");
@@ -30,7 +30,7 @@ fn an_interrupt_ends_a_reply_cleanly() {
         stdout.read_to_end(&mut rest).expect("the output ends");
         let output = finish(child);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(130), "{name}: {stderr}");
+        assert_eq!(output.status.code(), Some(code), "{name}: {stderr}");
         assert_eq!(rest.last(), Some(&b'\n'), "the line is ended");
         assert!(stderr.contains("generated"), "figures are told all the same: {stderr}");
     }
@@ -89,6 +89,26 @@ fn a_server_lets_running_replies_end() {
     };
     assert_eq!(status.code(), Some(0), "{}", server.log());
     assert!(server.log().contains("stopping"), "{}", server.log());
+}
+
+#[test]
+fn a_second_signal_stops_a_server_at_once() {
+    let mut server = Server::start(&["--exact"]);
+    let body = serde_json::json!({
+        "model": "demo", "temperature": 0, "stream": true, "ignore_eos": true, "max_tokens": 1800,
+        "messages": [{"role": "user", "content": LONG[2]}],
+    });
+    let mut answer = server.call("POST", "/v1/chat/completions").json(&body).open();
+    assert!(answer.event().is_some());
+    signal(&server.child, "TERM");
+    let begin = Instant::now();
+    while !server.log().contains("stopping") {
+        assert!(begin.elapsed() < Duration::from_secs(30), "the signal is not heard");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&server.child, "INT");
+    let status = server.child.wait().expect("can be waited for");
+    assert_eq!(status.code(), Some(130), "{}", server.log());
 }
 
 #[test]

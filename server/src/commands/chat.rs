@@ -129,7 +129,7 @@ impl Chat {
         let ids = self.model.text.encode_rendered(&rendered);
         let request = run::request(&self.model, ids, &self.sampling)?;
         let cancel = Cancel::default();
-        crate::on_interrupt(&cancel);
+        crate::signals::cancel_on_signal(&cancel);
         let mut stdout = std::io::stdout();
         let (_, text, summary) =
             run::stream(&mut self.model, &request, &cancel, Some(&mut stdout))?;

@@ -26,6 +26,7 @@ pub(crate) fn sampling(args: &SamplingArgs, model: &Loaded) -> Result<SamplingPa
     let mut params = settings.over(model.text.sampling).params();
     params.frequency_penalty = args.frequency_penalty.unwrap_or(0.0) as f32;
     params.presence_penalty = args.presence_penalty.unwrap_or(0.0) as f32;
+    params.ignore_eos = args.ignore_eos;
     let vocabulary = model.lowered.vocabulary();
     params.validate(vocabulary).map_err(|error| Failure::new(Status::Usage, error))?;
     Ok(params)
@@ -145,7 +146,7 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     };
     let request = request(&model, ids, &args.sampling)?;
     let cancel = Cancel::default();
-    crate::on_interrupt(&cancel);
+    crate::signals::cancel_on_signal(&cancel);
     let mut stdout = std::io::stdout();
     let out: Option<&mut dyn Write> = if args.json { None } else { Some(&mut stdout) };
     let (ids, text, summary) = stream(&mut model, &request, &cancel, out)?;
@@ -175,8 +176,10 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     if !global.quiet && !args.json {
         eprintln!("{}", statistics(&model, &summary));
     }
-    if summary.finish == Finish::Cancelled && cancel.is_cancelled() && crate::interrupted() {
-        std::process::exit(130);
+    if summary.finish == Finish::Cancelled
+        && let Some(code) = crate::signals::caught()
+    {
+        std::process::exit(code);
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::common;
 use crate::cli::ServeArgs;
 use crate::exit::{Failure, Outcome, Status};
 use crate::http::{AppState, ServedModel, ServerOptions, serve};
+use crate::signals::Signals;
 
 /// Name under which a model is served: its file or folder name, without ending.
 fn id_of(model: &str) -> String {
@@ -94,39 +95,20 @@ async fn listen(args: &ServeArgs, state: Arc<AppState>) -> Outcome {
         Failure::new(Status::Network, error)
     })?;
     let address = listener.local_addr()?;
+    // Caught before anybody is told that the server is there.
+    let signals = Signals::catch()?;
     let names: Vec<&str> = state.models.iter().map(|model| model.id.as_str()).collect();
     eprintln!("serving {} at http://{address}/v1", names.join(", "));
-    serve(listener, state, signalled()).await?;
+    serve(listener, state, signalled(signals)).await?;
     Ok(())
 }
 
-/// Resolves at the first interrupt or termination; the second ends the program at once.
-async fn signalled() {
-    wait_for_signal().await;
+/// Resolves at the first signal; the second ends the program at once.
+async fn signalled(mut signals: Signals) {
+    signals.next().await;
     eprintln!("stopping: running requests may end; once more stops at once");
-    tokio::spawn(async {
-        wait_for_signal().await;
-        std::process::exit(130);
+    tokio::spawn(async move {
+        let code = signals.next().await;
+        std::process::exit(code);
     });
-}
-
-#[cfg(unix)]
-async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-}
-
-#[cfg(not(unix))]
-async fn wait_for_signal() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }

@@ -261,18 +261,35 @@ pub(crate) async fn create(
     let receiver = job.submit(&state, model).inspect_err(|_| {
         state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
     })?;
-    let ignored = job.request.ignored.join(",");
+    let ignored = ignored_header(&job.request.ignored);
     let mut response = if job.request.stream {
         stream(state.clone(), job, receiver).await
     } else {
         whole(&state, model, &job, receiver).await?.into_response()
     };
-    if let Ok(value) = HeaderValue::from_str(&ignored)
-        && !ignored.is_empty()
-    {
-        response.headers_mut().insert("x-trefoil-ignored", value);
+    if let Some(ignored) = ignored {
+        response.headers_mut().insert("x-trefoil-ignored", ignored);
     }
     Ok(response)
+}
+
+/// The names of ignored fields as a header's value: escaped where a header could not hold them, and
+/// cut where they are many.
+fn ignored_header(names: &[String]) -> Option<HeaderValue> {
+    const MOST_BYTES: usize = 1024;
+    let mut text = String::new();
+    for name in names {
+        let name = name.escape_default().to_string();
+        if text.len() + name.len() > MOST_BYTES {
+            text.push_str(if text.is_empty() { "..." } else { ",..." });
+            break;
+        }
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&name);
+    }
+    HeaderValue::from_str(&text).ok().filter(|value| !value.is_empty())
 }
 
 /// Waits for all replies and answers at once.
