@@ -108,6 +108,13 @@ unsafe fn block<W: Number, const M: usize, const N: usize>(
         let mut sums = [[_mm512_setzero_ps(); N]; M];
         let mut column = 0;
         while column < whole {
+            if M == 1 {
+                // One row waits for memory: ask for the weight rows that follow these.
+                let ahead = N * (columns + column) * W::BYTES;
+                for line in (0..N * LANES * W::BYTES).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T1>(weights.wrapping_add(ahead + line).cast());
+                }
+            }
             let mut w = [_mm512_setzero_ps(); N];
             for (j, w) in w.iter_mut().enumerate() {
                 *w = W::load(weights.add((j * columns + column) * W::BYTES));
