@@ -1,18 +1,56 @@
 //! Products in f32.
 
+use trefoil_graph::BlockType;
+
 use super::super::lanes::{LANES, total};
 use super::super::level::at_level;
+use super::super::{Level, simd};
 
 /// `out[m][n]` = product of row `m` of `x` with row `n` of `weights`, both of `columns` numbers.
-pub(super) fn check(weights: &[f32], x: &[f32], columns: usize, out: &[f32]) {
+fn check(weights: &[f32], x: &[f32], columns: usize, out: &[f32]) {
     let (n, m) = (weights.len() / columns, x.len() / columns);
     assert_eq!((weights.len(), x.len(), out.len()), (n * columns, m * columns, n * m));
 }
 
+/// `out[m][n]` = product of row `m` of `x` with row `n` of `weights`, both of `columns` numbers.
+pub(super) fn products(level: Level, weights: &[f32], x: &[f32], columns: usize, out: &mut [f32]) {
+    if !stored(level, BlockType::F32, bytemuck::cast_slice(weights), x, columns, out) {
+        products_at(level, weights, x, columns, out);
+    }
+}
+
+/// [`products`] straight from stored weights, where the level has code for their format; says
+/// whether it has.
+pub(super) fn stored(
+    level: Level,
+    block: BlockType,
+    weights: &[u8],
+    x: &[f32],
+    columns: usize,
+    out: &mut [f32],
+) -> bool {
+    #[cfg(all(target_arch = "x86_64", target_endian = "little"))]
+    if level == Level::Avx512 && matches!(block, BlockType::F32 | BlockType::F16 | BlockType::BF16)
+    {
+        let (n, m) = (weights.len() / block.info().bytes / columns, x.len() / columns);
+        assert_eq!(weights.len(), n * columns * block.info().bytes);
+        assert_eq!((x.len(), out.len()), (m * columns, n * m));
+        // SAFETY: the level has AVX-512; sizes were checked above.
+        unsafe {
+            match block {
+                BlockType::F16 => simd::products::<simd::F16>(weights, x, columns, out),
+                BlockType::BF16 => simd::products::<simd::Bf16>(weights, x, columns, out),
+                _ => simd::products::<simd::F32>(weights, x, columns, out),
+            }
+        }
+        return true;
+    }
+    let _ = (level, block, weights, x, columns, out);
+    false
+}
+
 at_level! {
-    /// `out[m][n]` = product of row `m` of `x` with row `n` of `weights`, both of `columns` numbers.
-    pub(super) fn products(weights: &[f32], x: &[f32], columns: usize, out: &mut [f32])
-        = products_body;
+    fn products_at(weights: &[f32], x: &[f32], columns: usize, out: &mut [f32]) = products_body;
 }
 
 #[inline(always)]

@@ -347,6 +347,15 @@ impl RowRange<'_> {
             let n = end - first;
             let bytes = self.projection.weight.range(first..end);
             let TileBuffers { decoded, results, .. } = buffers;
+            // One to four rows read each weight once: widening it on the way costs nothing.
+            if x.len() <= 4 * cols {
+                let m = x.len() / cols;
+                let results = grown(results, m * n);
+                if exact::stored(level, self.projection.weight.block, bytes, x, cols, results) {
+                    self.store(first, n, 0..m, results);
+                    continue;
+                }
+            }
             let weights = decode(level, self.projection.weight.block, bytes, n * cols, decoded);
             for (index, x) in x.chunks(ROWS * cols).enumerate() {
                 let m = x.len() / cols;

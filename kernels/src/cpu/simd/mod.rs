@@ -8,6 +8,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_tile;
 mod convert;
+#[cfg(target_arch = "x86_64")]
+mod floats;
 pub(super) mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
@@ -17,3 +19,5 @@ mod stored;
 mod stored_products;
 
 pub(super) use convert::{narrow, transpose, widen, widen_bf16};
+#[cfg(target_arch = "x86_64")]
+pub(super) use floats::{Bf16, F16, F32, products};
