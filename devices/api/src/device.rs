@@ -353,3 +353,24 @@ pub trait Device: Debug + Send + Sync {
     /// Begins a new epoch after a loss: older handles are dead.
     fn reset(&self) -> Result<(), DeviceError>;
 }
+
+/// What every backend checks before it compiles: the job goes on, and each op is supported.
+pub fn check_segment(
+    device: &dyn Device,
+    graph: &LayerGraph,
+    segment: &Segment,
+    bucket: Bucket,
+    job: &Job,
+) -> Result<(), CompileError> {
+    if job.is_cancelled() {
+        return Err(CompileError::Stopped { after: Nanos(0), why: "cancelled".to_owned() });
+    }
+    for &node in &segment.nodes {
+        if let Support::No(reason) = device.support(&OpQuery { graph, node, bucket }) {
+            let node = graph.node(node);
+            let (op, kind) = (node.name.clone(), node.op.kind());
+            return Err(CompileError::Unsupported { op, kind, reason });
+        }
+    }
+    Ok(())
+}

@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use trefoil_devices_api::{
     AllocRequest, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
     DeviceInfo, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason, MemoryManager,
-    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support,
+    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support, check_segment,
 };
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels::host::{HostKernels, HostProgram};
@@ -118,17 +118,7 @@ impl Device for HostDevice {
         bucket: Bucket,
         job: &Job,
     ) -> Result<Arc<dyn Program>, CompileError> {
-        if job.is_cancelled() {
-            let why = "cancelled".to_owned();
-            return Err(CompileError::Stopped { after: Nanos(0), why });
-        }
-        for &node in &segment.nodes {
-            if let Support::No(reason) = self.support(&OpQuery { graph, node, bucket }) {
-                let node = graph.node(node);
-                let (op, kind) = (node.name.clone(), node.op.kind());
-                return Err(CompileError::Unsupported { op, kind, reason });
-            }
-        }
+        check_segment(self, graph, segment, bucket, job)?;
         let program = HostProgram::new(graph, segment, |rows| bucket.max_rows(rows));
         let tensor_bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
         let inputs = segment.inputs.iter().map(|&node| (Role::Input(node), tensor_bytes(node)));

@@ -11,6 +11,7 @@ use trefoil_devices_api::{
     AllocRequest, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
     DeviceInfo, DeviceKind, DomainId, DomainInfo, Dropped, Failure, Job, Limits, Link, LostReason,
     MemoryManager, OpQuery, Program, Role, Sample, Submission, SubmissionId, Support, Work,
+    check_segment,
 };
 use trefoil_graph::{LayerGraph, Rows, Segment, StepShape};
 use trefoil_telemetry::{Bytes, Clock, Nanos, VirtualClock};
@@ -174,17 +175,7 @@ impl Device for SimDevice {
         bucket: Bucket,
         job: &Job,
     ) -> Result<Arc<dyn Program>, CompileError> {
-        if job.is_cancelled() {
-            let why = "cancelled".to_owned();
-            return Err(CompileError::Stopped { after: Nanos(0), why });
-        }
-        for &node in &segment.nodes {
-            if let Support::No(reason) = self.support(&OpQuery { graph, node, bucket }) {
-                let node = graph.node(node);
-                let (op, kind) = (node.name.clone(), node.op.kind());
-                return Err(CompileError::Unsupported { op, kind, reason });
-            }
-        }
+        check_segment(self, graph, segment, bucket, job)?;
         let bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
         let inputs = segment.inputs.iter().map(|&n| (Role::Input(n), bytes(n)));
         let outputs = segment.outputs.iter().map(|&n| (Role::Output(n), bytes(n)));
