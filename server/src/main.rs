@@ -5,6 +5,7 @@ mod commands;
 mod exit;
 mod http;
 mod npy;
+mod sampling;
 mod signals;
 mod size;
 

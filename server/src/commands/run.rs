@@ -6,27 +6,29 @@ use serde_json::json;
 use trefoil_devices_api::Phase;
 use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
 use trefoil_engine::loaded::Loaded;
-use trefoil_engine::text::sampling::{SamplingParams, SamplingSettings};
+use trefoil_engine::text::sampling::SamplingParams;
 
 use super::{chat, common};
 use crate::cli::{ChatArgs, Global, RunArgs, SamplingArgs};
 use crate::exit::{Failure, Outcome, Status};
+use crate::sampling::Overrides;
 
 /// Sampling parameters from flags, over what the model recommends.
 pub(crate) fn sampling(args: &SamplingArgs, model: &Loaded) -> Result<SamplingParams, Failure> {
-    let whole = |n: i64| i32::try_from(n).unwrap_or(i32::MAX);
-    let mut settings = SamplingSettings::default();
-    settings.temperature = args.temp.map(|t| t as f32);
-    settings.top_k = args.top_k.map(whole);
-    settings.top_p = args.top_p;
-    settings.min_p = args.min_p;
-    settings.typical_p = args.typical_p;
-    settings.repeat_penalty = args.repeat_penalty.map(|p| p as f32);
-    settings.repeat_last_n = args.repeat_last_n.map(whole);
-    let mut params = settings.over(model.text.sampling).params();
-    params.frequency_penalty = args.frequency_penalty.unwrap_or(0.0) as f32;
-    params.presence_penalty = args.presence_penalty.unwrap_or(0.0) as f32;
-    params.ignore_eos = args.ignore_eos;
+    let overrides = Overrides {
+        temperature: args.temp,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        min_p: args.min_p,
+        typical_p: args.typical_p,
+        repeat_penalty: args.repeat_penalty,
+        repeat_last_n: args.repeat_last_n,
+        frequency_penalty: args.frequency_penalty,
+        presence_penalty: args.presence_penalty,
+        ignore_eos: args.ignore_eos,
+        ..Overrides::default()
+    };
+    let params = overrides.params(model.text.sampling);
     let vocabulary = model.lowered.vocabulary();
     params.validate(vocabulary).map_err(|error| Failure::new(Status::Usage, error))?;
     Ok(params)

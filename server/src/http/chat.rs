@@ -13,10 +13,10 @@ use trefoil_engine::generate::{Event, GenerateError, Request, Summary};
 use trefoil_engine::runner::RunError;
 use trefoil_engine::service::{ServiceError, SubmitError, Update};
 use trefoil_engine::text::TemplateError;
-use trefoil_engine::text::sampling::{SamplingParams, SamplingSettings};
+use trefoil_engine::text::sampling::SamplingParams;
 
 use super::answer::{self, Head};
-use super::chat_request::{ChatRequest, Overrides};
+use super::chat_request::ChatRequest;
 use super::error::ApiError;
 use super::info::unknown_model;
 use super::sse;
@@ -42,28 +42,6 @@ async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
             format!("The body was not in within {:?}.", state.options.body_timeout),
         )),
     }
-}
-
-/// The sampling parameters of a request on a model.
-fn sampling(overrides: &Overrides, request: &ChatRequest, model: &ServedModel) -> SamplingParams {
-    let whole = |n: i64| i32::try_from(n).unwrap_or(i32::MAX);
-    let mut settings = SamplingSettings::default();
-    settings.temperature = overrides.temperature.map(|t| t as f32);
-    settings.top_k = overrides.top_k.map(whole);
-    settings.top_p = overrides.top_p;
-    settings.min_p = overrides.min_p;
-    settings.typical_p = overrides.typical_p;
-    settings.repeat_penalty = overrides.repeat_penalty.map(|p| p as f32);
-    settings.repeat_last_n = overrides.repeat_last_n.map(whole);
-    let mut params = settings.over(model.text.sampling).params();
-    params.frequency_penalty = overrides.frequency_penalty.unwrap_or(0.0) as f32;
-    params.presence_penalty = overrides.presence_penalty.unwrap_or(0.0) as f32;
-    params.logit_bias.clone_from(&overrides.logit_bias);
-    let tokens = overrides.min_tokens.unwrap_or(0);
-    params.min_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-    params.ignore_eos = overrides.ignore_eos;
-    params.logprobs = request.logprobs.map(|n| n as u32);
-    params
 }
 
 /// A request on its way: its prompt, and what is the same for all its replies.
@@ -96,7 +74,8 @@ impl Job {
         if prompt.len().saturating_add(completion) > model.context {
             return Err(ApiError::context_length(model.context, prompt.len(), completion));
         }
-        let params = sampling(&request.sampling, &request, model);
+        let mut params = request.sampling.params(model.text.sampling);
+        params.logprobs = request.logprobs.map(|n| n as u32);
         params
             .validate(model.vocabulary)
             .map_err(|error| ApiError::field("invalid_value", error.field, error.to_string()))?;

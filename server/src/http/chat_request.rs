@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, element};
+use crate::sampling::Overrides;
 
 /// A chat request that passed all checks.
 #[derive(Clone, Debug)]
@@ -24,24 +25,6 @@ pub(crate) struct ChatRequest {
     pub(crate) return_tokens: bool,
     /// Fields that were not known or had no effect worth silence.
     pub(crate) ignored: Vec<String>,
-}
-
-/// Sampling fields of a request; what is absent comes from the model.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Overrides {
-    pub(crate) temperature: Option<f64>,
-    pub(crate) top_p: Option<f64>,
-    pub(crate) top_k: Option<i64>,
-    pub(crate) min_p: Option<f64>,
-    pub(crate) typical_p: Option<f64>,
-    pub(crate) repeat_penalty: Option<f64>,
-    pub(crate) repeat_last_n: Option<i64>,
-    pub(crate) frequency_penalty: Option<f64>,
-    pub(crate) presence_penalty: Option<f64>,
-    pub(crate) logit_bias: Vec<(u32, f32)>,
-    pub(crate) seed: Option<i64>,
-    pub(crate) min_tokens: Option<usize>,
-    pub(crate) ignore_eos: bool,
 }
 
 /// Fields that are taken and change nothing.
