@@ -13,7 +13,13 @@ use glslang::{
 const PER_BLOCK: &[&str] = &["linear_vec", "linear_mat", "embed"];
 
 /// Shaders that exist once, or once per set of definitions.
-const SINGLE: &[(&str, &str, &[&str])] = &[("norm", "norm", &[])];
+const SINGLE: &[(&str, &str, &[&str])] = &[
+    ("norm", "norm", &[]),
+    ("rope", "rope", &[]),
+    ("kv_write", "kv_write", &[]),
+    ("attention_vec", "attention_vec", &[]),
+    ("attention_join", "attention_join", &[]),
+];
 
 struct Variant {
     name: String,

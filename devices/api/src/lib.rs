@@ -8,6 +8,7 @@
 mod device;
 mod error;
 mod memory;
+mod queue;
 mod timeline;
 
 pub use device::{
@@ -20,4 +21,5 @@ pub use memory::{
     AlignedBytes, Backing, Buffer, BufferId, BufferRef, DomainId, DomainInfo, MemoryManager,
     Reservation,
 };
+pub use queue::{WorkQueue, Worker};
 pub use timeline::{Point, Timeline};

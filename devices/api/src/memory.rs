@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use memmap2::MmapMut;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use trefoil_telemetry::Bytes;
 
@@ -46,39 +47,30 @@ pub struct DomainInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BufferId(pub u64);
 
-/// Zeroed host memory on 64-byte boundaries (a cache line, and the widest vector).
+/// Zeroed host memory on its own pages, so that a device which shares the memory can import it.
+/// Pages that are never touched take no memory.
 pub struct AlignedBytes {
-    lines: Vec<Line>,
+    pages: MmapMut,
     len: usize,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-// SAFETY: `Line` is plain bytes without padding (64 bytes, alignment 64), for which all-zero is a
-// valid value.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above; any bit pattern is valid, and the type is Copy without padding or references.
-unsafe impl bytemuck::Pod for Line {}
-
 impl AlignedBytes {
-    /// `len` zero bytes. Pages that are never touched take no memory.
-    pub fn zeroed(len: usize) -> Self {
-        Self { lines: bytemuck::zeroed_vec(len.div_ceil(64)), len }
+    /// `len` zero bytes; fails where the system has no room for them.
+    pub fn zeroed(len: usize) -> std::io::Result<Self> {
+        Ok(Self { pages: MmapMut::map_anon(len.max(1))?, len })
     }
 }
 
 impl std::ops::Deref for AlignedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &self.pages[..self.len]
     }
 }
 
 impl std::ops::DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut self.pages[..self.len]
     }
 }
 
@@ -120,8 +112,8 @@ impl Buffer {
 
     /// Zeroed host memory without a budget, for tests and small arguments.
     pub fn host(len: usize) -> Self {
-        let bytes = Arc::new(RwLock::new(AlignedBytes::zeroed(len)));
-        Self::new(DomainId::HOST, len, Backing::Host(bytes), None)
+        let bytes = AlignedBytes::zeroed(len).expect("the system has memory");
+        Self::new(DomainId::HOST, len, Backing::Host(Arc::new(RwLock::new(bytes))), None)
     }
 
     /// Where the bytes are.
@@ -257,7 +249,13 @@ impl MemoryManager {
     /// A zeroed host buffer under the host's budget.
     pub fn host_buffer(&self, len: usize, holder: &str) -> Result<Buffer, DeviceError> {
         let reservation = self.reserve(DomainId::HOST, Bytes::from(len), holder)?;
-        let bytes = Arc::new(RwLock::new(AlignedBytes::zeroed(len)));
+        let bytes = AlignedBytes::zeroed(len).map_err(|_| DeviceError::OutOfMemory {
+            domain: DomainId::HOST,
+            need: Bytes::from(len),
+            have: Bytes(0),
+            holders: "the system refused, other programs hold the rest".to_owned(),
+        })?;
+        let bytes = Arc::new(RwLock::new(bytes));
         Ok(Buffer::new(DomainId::HOST, len, Backing::Host(bytes), Some(reservation)))
     }
 }

@@ -5,13 +5,14 @@ use parking_lot::Mutex;
 use trefoil_devices_api::{
     AllocRequest, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
     DeviceInfo, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason, MemoryManager,
-    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support, check_segment,
+    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support,
+    WorkQueue, check_segment,
 };
 use trefoil_graph::{LayerGraph, Segment};
-use trefoil_kernels::host::{HostKernels, HostProgram};
+use trefoil_kernels::host::{HostKernels, HostProgram, HostScratch};
 use trefoil_telemetry::{Bytes, Clock, Nanos, host_memory};
 
-use crate::queue::Queue;
+use crate::worker::HostWorker;
 
 /// What makes one host device differ from another.
 pub struct HostDeviceSpec {
@@ -35,7 +36,7 @@ pub struct HostDevice {
     limits: Limits,
     support: fn(&OpQuery<'_>) -> Support,
     memory: MemoryManager,
-    queue: Queue,
+    queue: WorkQueue,
     busy: Mutex<BusyMeter>,
     next: AtomicU64,
 }
@@ -46,14 +47,15 @@ struct BusyMeter {
     busy: Nanos,
 }
 
-/// Submissions that may wait in the queue.
-const QUEUE_DEPTH: usize = 4096;
-
 impl HostDevice {
     /// Starts the device's queue thread.
     pub fn new(spec: HostDeviceSpec) -> Self {
         let size = host_memory().total;
-        let queue = Queue::start(&spec.info.name, spec.kernels, spec.clock, QUEUE_DEPTH);
+        let kernels = spec.kernels;
+        let queue = WorkQueue::start(&spec.info.name, spec.clock, move || HostWorker {
+            kernels,
+            scratch: HostScratch::default(),
+        });
         Self {
             info: spec.info,
             domains: [DomainInfo { id: DomainId::HOST, size, alignment: 64, host_visible: true }],

@@ -2,6 +2,6 @@
 //! that walk a segment's ops with a family of kernels.
 
 mod device;
-mod queue;
+mod worker;
 
 pub use device::{HostDevice, HostDeviceSpec};

@@ -17,6 +17,8 @@ layout(push_constant, std430) uniform Push {
     uint cols;
     uint rows;
     uint columns;
+    // Elements between rows of the result: more than `rows` where this is a part of a wider matrix.
+    uint stride;
     uint has_bias;
     uint has_residual;
 };
@@ -69,7 +71,7 @@ void main() {
         [[unroll]] for (uint j = 0; j < 4; j++) {
             uint o = first_o + tx + 16 * j;
             if (r >= columns || o >= rows) continue;
-            uint64_t at = uint64_t(r) * rows + o;
+            uint64_t at = uint64_t(r) * stride + o;
             float value = sum[i][j];
             if (has_bias != 0) value += Floats(bias + o * 4).at[0];
             if (has_residual != 0) value += Floats(residual + at * 4).at[0];

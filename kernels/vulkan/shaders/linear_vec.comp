@@ -28,6 +28,8 @@ layout(push_constant, std430) uniform Push {
     uint cols;
     uint rows;
     uint columns;
+    // Elements between rows of the result: more than `rows` where this is a part of a wider matrix.
+    uint stride;
     float eps;
     uint has_bias;
     uint has_residual;
@@ -93,7 +95,7 @@ void main() {
             if (GATED) value = nonlinearity(FUNCTION, value) * (subgroupAdd(sum[1][r][c]) * factor);
             uint o = first + r;
             if (subgroupElect() && o < rows && column + c < columns) {
-                uint64_t at = uint64_t(column + c) * rows + o;
+                uint64_t at = uint64_t(column + c) * stride + o;
                 if (has_bias != 0) value += Floats(bias + o * 4).at[0];
                 if (has_residual != 0) value += Floats(residual + at * 4).at[0];
                 Floats(out_ + at * 4).at[0] = value;

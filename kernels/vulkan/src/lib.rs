@@ -1,5 +1,9 @@
 //! Vulkan kernels: shaders compiled at build time, and how a segment's ops become dispatches.
 
+mod dispatch;
+mod program;
 mod spirv;
 
+pub use dispatch::{Counts, Dispatch, Features, Kernel, Place, Push, StepField};
+pub use program::{Form, Program, SPLIT, Turns, supported};
 pub use spirv::{shader, shaders};

@@ -1,0 +1,331 @@
+//! The device contract over Vulkan.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use trefoil_devices_api::{
+    AllocRequest, Backing, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
+    DeviceInfo, DeviceKind, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason,
+    MemoryManager, OpQuery, Phase, Program, Purpose, Role, Sample, Submission, SubmissionId,
+    Support, WorkQueue, check_segment,
+};
+use trefoil_graph::ops::RopeTable;
+use trefoil_graph::{LayerGraph, Segment};
+use trefoil_kernels_vulkan::{Features, Form, Program as Kernels, Turns, supported, tables};
+use trefoil_telemetry::{Bytes, Clock, Nanos};
+
+use crate::adapter::{Adapter, AdapterKind};
+use crate::context::Context;
+use crate::memory::Allocation;
+use crate::pipelines::Pipelines;
+use crate::program::VulkanSegment;
+use crate::transfer::Transfers;
+use crate::weights::Residency;
+use crate::worker::{VulkanWorker, WorkerState};
+
+/// How a device is opened.
+#[derive(Clone, Debug)]
+pub struct VulkanOptions {
+    /// Its name: `gpu0`.
+    pub name: String,
+    /// Domain of its own memory, where it has any.
+    pub domain: DomainId,
+    /// Compute products in f32 where halves would be faster.
+    pub exact: bool,
+    /// Folder for compiled kernels.
+    pub cache: Option<PathBuf>,
+    /// Most bytes of its own memory to use; `None`: what the driver says is free.
+    pub memory_limit: Option<Bytes>,
+    /// Largest piece of a weight in one buffer, below the device's own limit (for tests).
+    pub max_part: Option<u64>,
+}
+
+/// Share of a card's memory that is used where the driver does not tell how much is free.
+const SHARE: f64 = 0.9;
+/// Copies over the bus, before anything is measured: PCIe 4.0 x16, half of its 32 GB/s.
+const BUS_BYTES_PER_SECOND: f64 = 16e9;
+/// Start of a copy: a submission and its wait.
+const BUS_LATENCY: Nanos = Nanos(20_000);
+
+#[derive(Debug)]
+struct VulkanDevice {
+    info: DeviceInfo,
+    domains: Vec<DomainInfo>,
+    limits: Limits,
+    features: Features,
+    exact: bool,
+    memory: MemoryManager,
+    // The queue's thread ends before what it uses is dropped.
+    queue: WorkQueue,
+    busy: Mutex<(Nanos, Nanos)>,
+    next: AtomicU64,
+    residency: Residency,
+    turns: Mutex<Vec<(Weak<RopeTable>, Arc<Allocation>)>>,
+    tables: Arc<Allocation>,
+    transfers: Arc<Transfers>,
+    context: Arc<Context>,
+}
+
+/// Opens an adapter.
+pub fn device(
+    adapter: Adapter,
+    options: VulkanOptions,
+    memory: MemoryManager,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<dyn Device>, DeviceError> {
+    if !adapter.missing.is_empty() {
+        return Err(DeviceError::BadRequest {
+            what: format!("{} ({})", adapter.name, adapter.driver),
+            expected: "a driver with all that the kernels need".to_owned(),
+            got: format!("none of: {}; a newer driver may help", adapter.missing.join(", ")),
+        });
+    }
+    let shared = adapter.shares_memory();
+    let domain = if shared { DomainId::HOST } else { options.domain };
+    let context = Context::open(adapter, domain)?;
+    let adapter = &context.adapter;
+    if !shared {
+        let free = context.budget().map(|(budget, _)| budget);
+        let share = Bytes((adapter.memory.0 as f64 * SHARE) as u64);
+        let budget = options.memory_limit.or(free).unwrap_or(share);
+        memory.set_budget(domain, budget);
+    }
+    let own = DomainInfo {
+        id: domain,
+        size: (!shared).then_some(adapter.memory),
+        alignment: 64,
+        host_visible: shared,
+    };
+    let max_buffer = adapter.max_buffer;
+    let max_part = options.max_part.unwrap_or(u64::MAX).min(max_buffer / 2);
+    let features = Features {
+        subgroup: adapter.subgroup.0,
+        shared_bytes: adapter.shared_bytes,
+        matrices: adapter.matrices.iter().any(|m| (m.m, m.n, m.k) == (16, 16, 16)),
+        max_part: usize::try_from(max_part).unwrap_or(usize::MAX),
+    };
+    let info = DeviceInfo {
+        name: options.name,
+        kind: DeviceKind::Gpu,
+        product: format!("{} (Vulkan {})", adapter.name, adapter.api),
+        uuid: adapter.uuid.clone(),
+        driver: adapter.driver.clone(),
+        kernel_set: format!("{}{}", crate::KERNEL_SET, if options.exact { "-f32" } else { "" }),
+        only_when_named: adapter.kind == AdapterKind::Software,
+    };
+    let transfers = Arc::new(Transfers::new(&context));
+    let table_bytes = tables();
+    let tables = transfers.local(table_bytes.len() as u64, None)?;
+    transfers.upload(&tables, 0, &table_bytes)?;
+    let pipelines = Arc::new(Pipelines::new(&context, options.cache)?);
+    let worker = VulkanWorker {
+        context: context.clone(),
+        pipelines,
+        transfers: transfers.clone(),
+        memory: memory.clone(),
+        state: WorkerState::default(),
+    };
+    let queue = WorkQueue::start(&info.name, clock, move || worker);
+    Ok(Arc::new(VulkanDevice {
+        info,
+        domains: vec![own],
+        limits: Limits { queues: 1, submission: None, buffer: Some(Bytes(max_buffer)) },
+        features,
+        exact: options.exact,
+        memory,
+        queue,
+        busy: Mutex::default(),
+        next: AtomicU64::new(1),
+        residency: Residency::default(),
+        turns: Mutex::default(),
+        tables: Arc::new(tables),
+        transfers,
+        context,
+    }))
+}
+
+impl VulkanDevice {
+    fn domain(&self) -> DomainId {
+        self.domains[0].id
+    }
+
+    /// Cosines and sines of a table, made once while any program uses them.
+    fn turns(&self, table: &Arc<RopeTable>) -> Result<Arc<Allocation>, DeviceError> {
+        let mut turns = self.turns.lock();
+        turns.retain(|(table, _)| table.strong_count() > 0);
+        let known = turns.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(table)));
+        if let Some((_, allocation)) = known {
+            return Ok(allocation.clone());
+        }
+        let allocation = Arc::new(self.filled(bytemuck::cast_slice(&Turns::of(table)))?);
+        turns.push((Arc::downgrade(table), allocation.clone()));
+        Ok(allocation)
+    }
+
+    /// Device memory with these bytes.
+    fn filled(&self, bytes: &[u8]) -> Result<Allocation, DeviceError> {
+        let len = Bytes::from(bytes.len());
+        let reservation = self.memory.reserve(self.domain(), len, "vectors")?;
+        let allocation = self.transfers.local(bytes.len() as u64, Some(reservation))?;
+        self.transfers.upload(&allocation, 0, bytes)?;
+        Ok(allocation)
+    }
+}
+
+impl Device for VulkanDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn domains(&self) -> &[DomainInfo] {
+        &self.domains
+    }
+
+    fn link(&self, from: DomainId, to: DomainId) -> Link {
+        let own = self.domain();
+        match (from, to) {
+            (from, to) if from == own && to == own => Link::Native,
+            (from, to) if [from, to] == [own, DomainId::HOST] || [from, to] == [DomainId::HOST, own] => {
+                Link::Copy { bytes_per_second: BUS_BYTES_PER_SECOND, latency: BUS_LATENCY }
+            }
+            _ => Link::Never,
+        }
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn support(&self, query: &OpQuery<'_>) -> Support {
+        match supported(&query.graph.node(query.node).op, &self.features) {
+            Ok(()) => Support::Native,
+            Err(reason) => Support::No(reason),
+        }
+    }
+
+    fn compile(
+        &self,
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        bucket: Bucket,
+        job: &Job,
+    ) -> Result<Arc<dyn Program>, CompileError> {
+        check_segment(self, graph, segment, bucket, job)?;
+        let form = Form { steady: bucket.phase == Phase::Decode, exact: self.exact };
+        let max_rows = |rows| bucket.max_rows(rows);
+        let kernels = Kernels::new(graph, segment, max_rows, self.features, form);
+        let weights = self.residency.resident(
+            &self.context,
+            &self.memory,
+            &self.transfers,
+            kernels.weights(),
+        )?;
+        let mut constants: Vec<u8> = bytemuck::cast_slice(kernels.constants()).to_vec();
+        let mut lists = Vec::with_capacity(kernels.lists().len());
+        for list in kernels.lists() {
+            constants.resize(constants.len().next_multiple_of(16), 0);
+            lists.push(constants.len() as u64);
+            let addresses = list.iter().flat_map(|&k| weights.addresses[k].to_le_bytes());
+            constants.extend(addresses);
+        }
+        let turns =
+            kernels.turns().iter().map(|table| self.turns(table)).collect::<Result<_, _>>()?;
+        let tensor_bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
+        let inputs = segment.inputs.iter().map(|&node| (Role::Input(node), tensor_bytes(node)));
+        let outputs = segment.outputs.iter().map(|&node| (Role::Output(node), tensor_bytes(node)));
+        let kv = kernels.kv_layers().iter().map(|&layer| (Role::Kv(layer), Bytes(0)));
+        let bindings = inputs
+            .chain(outputs)
+            .chain(kv)
+            .map(|(role, max_bytes)| Binding { role, max_bytes })
+            .collect();
+        Ok(Arc::new(VulkanSegment {
+            constants: self.filled(&constants)?,
+            lists,
+            weights,
+            turns,
+            tables: self.tables.clone(),
+            recordings: Mutex::default(),
+            inputs: segment.inputs.len(),
+            outputs: segment.outputs.len(),
+            bindings,
+            kernels,
+        }))
+    }
+
+    fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError> {
+        let own = self.domain();
+        if request.domain != own {
+            return Err(DeviceError::BadRequest {
+                what: format!("memory for {}", self.info.name),
+                expected: own.to_string(),
+                got: request.domain.to_string(),
+            });
+        }
+        let holder = match request.purpose {
+            Purpose::Activations => "activations",
+            Purpose::Kv => "KV cache",
+            Purpose::Scratch => "scratch",
+            Purpose::Weights => "weights",
+        };
+        if own == DomainId::HOST {
+            return self.memory.host_buffer(request.bytes, holder);
+        }
+        let len = Bytes::from(request.bytes);
+        let reservation = self.memory.reserve(own, len, holder)?;
+        let allocation = self.transfers.local(len.0, None)?;
+        let backing = Backing::Device(Arc::new(allocation));
+        Ok(Buffer::new(own, request.bytes, backing, Some(reservation)))
+    }
+
+    fn import(&self, foreign: &Buffer) -> Result<Buffer, DeviceError> {
+        if foreign.domain == self.domain() {
+            return Ok(foreign.clone());
+        }
+        Err(DeviceError::BadRequest {
+            what: format!("import to {}", self.info.name),
+            expected: format!("a buffer in {}", self.domain()),
+            got: foreign.domain.to_string(),
+        })
+    }
+
+    fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError> {
+        if queue != 0 {
+            return Err(DeviceError::BadRequest {
+                what: format!("queue of {}", self.info.name),
+                expected: "0".to_owned(),
+                got: queue.to_string(),
+            });
+        }
+        let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.queue.push(id, work)?;
+        Ok(id)
+    }
+
+    fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
+        self.queue.drain(out)
+    }
+
+    fn sample(&self) -> Sample {
+        let (now, busy) = self.queue.busy();
+        let mut last = self.busy.lock();
+        let span = now.since(last.0);
+        let share = busy.since(last.1).seconds() / span.seconds();
+        *last = (now, busy);
+        let free = self.context.budget().map(|(all, used)| Bytes(all.0.saturating_sub(used.0)));
+        Sample {
+            busy: (span.0 > 0).then_some(share.clamp(0.0, 1.0)),
+            free,
+            ..Sample::default()
+        }
+    }
+
+    fn reset(&self) -> Result<(), DeviceError> {
+        if self.queue.is_alive() {
+            return Ok(());
+        }
+        Err(DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 })
+    }
+}

@@ -1,0 +1,213 @@
+//! Bytes between the host and the device's own memory, through staging buffers that both see.
+
+use std::sync::Arc;
+
+use ash::vk;
+use parking_lot::Mutex;
+use trefoil_devices_api::{DeviceError, Reservation};
+
+use crate::context::Context;
+use crate::memory::{Allocation, Kind};
+
+/// Bytes of one staging buffer.
+const STAGE: u64 = 16 << 20;
+
+/// A command buffer with its fence; one submission at a time.
+pub(crate) struct Commands {
+    context: Arc<Context>,
+    pool: vk::CommandPool,
+    pub(crate) buffer: vk::CommandBuffer,
+    fence: vk::Fence,
+}
+
+impl Commands {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let info = vk::CommandPoolCreateInfo::default()
+            .queue_family_index(context.family)
+            .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER);
+        // SAFETY: the family is the one that the device was opened with.
+        let pool = unsafe { context.raw.create_command_pool(&info, None) }
+            .map_err(|result| context.error("vkCreateCommandPool", result))?;
+        let mut made = Self {
+            context: context.clone(),
+            pool,
+            buffer: vk::CommandBuffer::null(),
+            fence: vk::Fence::null(),
+        };
+        let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
+        // SAFETY: the pool was made above.
+        made.buffer = unsafe { context.raw.allocate_command_buffers(&info) }
+            .map_err(|result| context.error("vkAllocateCommandBuffers", result))?[0];
+        // SAFETY: no preconditions.
+        made.fence = unsafe { context.raw.create_fence(&vk::FenceCreateInfo::default(), None) }
+            .map_err(|result| context.error("vkCreateFence", result))?;
+        Ok(made)
+    }
+
+    /// Records what `record` does, from the start.
+    pub(crate) fn record(
+        &self,
+        once: bool,
+        record: impl FnOnce(&ash::Device, vk::CommandBuffer),
+    ) -> Result<(), DeviceError> {
+        let flags = if once {
+            vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT
+        } else {
+            vk::CommandBufferUsageFlags::empty()
+        };
+        let info = vk::CommandBufferBeginInfo::default().flags(flags);
+        let device = &self.context.raw;
+        // SAFETY: the buffer is not in flight: `run` waits.
+        unsafe { device.begin_command_buffer(self.buffer, &info) }
+            .map_err(|result| self.context.error("vkBeginCommandBuffer", result))?;
+        record(device, self.buffer);
+        // SAFETY: begun above.
+        unsafe { device.end_command_buffer(self.buffer) }
+            .map_err(|result| self.context.error("vkEndCommandBuffer", result))
+    }
+
+    /// Runs what was recorded and waits until it is done.
+    pub(crate) fn run(&self) -> Result<(), DeviceError> {
+        self.context.run(self.buffer, self.fence)
+    }
+}
+
+impl Drop for Commands {
+    fn drop(&mut self) {
+        // SAFETY: nothing is in flight (`run` waits); handles are of this device or null.
+        unsafe {
+            self.context.raw.destroy_fence(self.fence, None);
+            self.context.raw.destroy_command_pool(self.pool, None);
+        }
+    }
+}
+
+/// Copies between host and device.
+pub(crate) struct Transfers {
+    context: Arc<Context>,
+    stage: Mutex<Option<Stage>>,
+}
+
+struct Stage {
+    commands: Commands,
+    up: Allocation,
+    down: Allocation,
+}
+
+impl std::fmt::Debug for Transfers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Transfers")
+    }
+}
+
+impl Transfers {
+    pub(crate) fn new(context: &Arc<Context>) -> Self {
+        Self { context: context.clone(), stage: Mutex::default() }
+    }
+
+    /// Memory of the device's own.
+    pub(crate) fn local(
+        &self,
+        len: u64,
+        reservation: Option<Reservation>,
+    ) -> Result<Allocation, DeviceError> {
+        Allocation::new(&self.context, len, Kind::Local, reservation)
+    }
+
+    fn staged<T>(
+        &self,
+        work: impl FnOnce(&Stage) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let mut stage = self.stage.lock();
+        if stage.is_none() {
+            *stage = Some(Stage {
+                commands: Commands::new(&self.context)?,
+                up: Allocation::new(&self.context, STAGE, Kind::Upload, None)?,
+                down: Allocation::new(&self.context, STAGE, Kind::Download, None)?,
+            });
+        }
+        work(stage.as_ref().expect("made above"))
+    }
+
+    /// Writes `bytes` at `offset` of device memory.
+    pub(crate) fn upload(
+        &self,
+        to: &Allocation,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), DeviceError> {
+        if to.is_mapped() {
+            to.write(offset, bytes);
+            return Ok(());
+        }
+        self.staged(|stage| {
+            for (i, piece) in bytes.chunks(STAGE as usize).enumerate() {
+                stage.up.write(0, piece);
+                let at = offset + i as u64 * STAGE;
+                copy(&stage.commands, (&stage.up, 0), (to, at), piece.len() as u64)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads `bytes` from `offset` of device memory.
+    pub(crate) fn download(
+        &self,
+        from: &Allocation,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        if from.is_mapped() {
+            from.read(offset, bytes);
+            return Ok(());
+        }
+        self.staged(|stage| {
+            for (i, piece) in bytes.chunks_mut(STAGE as usize).enumerate() {
+                let at = offset + i as u64 * STAGE;
+                copy(&stage.commands, (from, at), (&stage.down, 0), piece.len() as u64)?;
+                stage.down.read(0, piece);
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies within the device.
+    pub(crate) fn within(
+        &self,
+        from: (&Allocation, u64),
+        to: (&Allocation, u64),
+        len: u64,
+    ) -> Result<(), DeviceError> {
+        self.staged(|stage| copy(&stage.commands, from, to, len))
+    }
+}
+
+fn copy(
+    commands: &Commands,
+    (from, from_at): (&Allocation, u64),
+    (to, to_at): (&Allocation, u64),
+    len: u64,
+) -> Result<(), DeviceError> {
+    assert!(from_at + len <= from.len && to_at + len <= to.len, "copy inside");
+    commands.record(true, |device, buffer| {
+        let region =
+            [vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)];
+        let barrier = [vk::MemoryBarrier::default()
+            .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
+            .dst_access_mask(vk::AccessFlags::HOST_READ | vk::AccessFlags::SHADER_READ)];
+        // SAFETY: recording is under way; both ranges are inside their buffers (checked above).
+        unsafe {
+            device.cmd_copy_buffer(buffer, from.buffer, to.buffer, &region);
+            device.cmd_pipeline_barrier(
+                buffer,
+                vk::PipelineStageFlags::TRANSFER,
+                vk::PipelineStageFlags::HOST | vk::PipelineStageFlags::COMPUTE_SHADER,
+                vk::DependencyFlags::empty(),
+                &barrier,
+                &[],
+                &[],
+            );
+        }
+    })?;
+    commands.run()
+}

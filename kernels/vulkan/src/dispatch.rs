@@ -1,0 +1,151 @@
+//! Plain data between the ops and a Vulkan device: which shader runs where, on what memory.
+
+/// What kernels need to know of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Threads of a subgroup; the same in every kernel.
+    pub subgroup: u32,
+    /// Bytes of memory that a workgroup can share.
+    pub shared_bytes: u32,
+    /// Are there cooperative matrices of 16 x 16 x 16 halves with sums in f32, over a subgroup?
+    pub matrices: bool,
+    /// Largest piece of a weight that one buffer holds, in bytes.
+    pub max_part: usize,
+}
+
+/// A shader with its specialisation constants (constant 0 is the first).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// Name of the shader.
+    pub shader: String,
+    /// Constants, by number.
+    pub constants: Vec<u32>,
+}
+
+/// A piece of memory that a dispatch touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// A tensor made outside, by its place in the segment's list.
+    Input(usize),
+    /// A tensor made here for others.
+    Output(usize),
+    /// A tensor of the program's own.
+    Slot(usize),
+    /// Pages of a KV layer, by its place in [`Program::kv_layers`](crate::Program::kv_layers).
+    Kv(usize),
+    /// A weight, by its place in [`Program::weights`](crate::Program::weights).
+    Weight(usize),
+    /// Small vectors, decoded: [`Program::constants`](crate::Program::constants).
+    Constants,
+    /// Addresses of weights, by their place in [`Program::lists`](crate::Program::lists).
+    List(usize),
+    /// Cosines and sines ([`Turns`](crate::Turns)) of a table, by its place in
+    /// [`Program::turns`](crate::Program::turns).
+    Turns(usize),
+    /// Codebooks, the same for every program: [`tables`](crate::tables).
+    Tables,
+    /// The step's rows.
+    Step(StepField),
+    /// Parts of attention before they are combined.
+    Partials,
+    /// Lists of the mixture of experts.
+    Groups,
+}
+
+/// A list of the step, in 32-bit words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StepField {
+    /// Token of each row.
+    Tokens,
+    /// Position of each row.
+    Positions,
+    /// Sequence of each row.
+    RowSequences,
+    /// Six words for each sequence: first row, rows, past, first page, pages, long rope.
+    Sequences,
+    /// Page numbers.
+    Pages,
+    /// Rows whose output is wanted.
+    RowsOut,
+}
+
+/// One value of a dispatch's push constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Push {
+    /// Address of memory that is read, with an offset in bytes.
+    Read(Place, u64),
+    /// Address of memory that is written.
+    Write(Place, u64),
+    /// Address of memory that is read and written.
+    Update(Place, u64),
+    /// An address that is not used.
+    Nowhere,
+    /// A number.
+    Word(u32),
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dispatch {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Push constants, addresses first.
+    pub push: Vec<Push>,
+    /// Workgroups.
+    pub groups: [u32; 3],
+}
+
+impl Dispatch {
+    /// A launch of `shader` over `groups` workgroups.
+    pub(crate) fn new(shader: impl Into<String>, constants: &[u32], groups: [u32; 3]) -> Self {
+        let kernel = Kernel { shader: shader.into(), constants: constants.to_vec() };
+        Self { kernel, push: Vec::with_capacity(20), groups }
+    }
+
+    pub(crate) fn read(mut self, (place, offset): Spot) -> Self {
+        self.push.push(Push::Read(place, offset));
+        self
+    }
+
+    /// As `read`, or no address.
+    pub(crate) fn read_if(mut self, spot: Option<Spot>) -> Self {
+        self.push.push(spot.map_or(Push::Nowhere, |(place, offset)| Push::Read(place, offset)));
+        self
+    }
+
+    pub(crate) fn write(mut self, (place, offset): Spot) -> Self {
+        self.push.push(Push::Write(place, offset));
+        self
+    }
+
+    pub(crate) fn update(mut self, (place, offset): Spot) -> Self {
+        self.push.push(Push::Update(place, offset));
+        self
+    }
+
+    pub(crate) fn words(mut self, words: impl IntoIterator<Item = u32>) -> Self {
+        self.push.extend(words.into_iter().map(Push::Word));
+        self
+    }
+}
+
+/// A place with an offset in bytes.
+pub(crate) type Spot = (Place, u64);
+
+/// Sizes of one step: a program's dispatches depend on them and on nothing else of the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Counts {
+    /// Rows.
+    pub tokens: u32,
+    /// Rows whose output is wanted.
+    pub outputs: u32,
+    /// Sequences.
+    pub sequences: u32,
+    /// Pieces of [`SPLIT`](crate::SPLIT) positions that the longest sequence has, rounded up to a
+    /// power of two.
+    pub splits: u32,
+    /// Tokens per KV page.
+    pub page_tokens: u32,
+    /// Are keys and values halves (else f32)?
+    pub half: bool,
+}

@@ -1,0 +1,110 @@
+//! Rope, KV pages, attention.
+
+use trefoil_graph::NodeIndex;
+use trefoil_graph::ops::{Attention, KvWrite, Rope, RopeStyle};
+
+use super::Emit;
+use crate::dispatch::{Counts, Dispatch, Place, StepField};
+
+/// Positions that a workgroup of attention takes: the fixed boundaries of its sums, as
+/// `attention_vec.comp` has them.
+pub const SPLIT: u32 = 256;
+
+/// Threads of an attention workgroup, where the subgroup is not larger.
+const THREADS: u32 = 128;
+
+/// Largest scratch that attention takes for many rows at once.
+const PARTIALS: u64 = 64 << 20;
+
+/// Bytes that one row's parts take.
+fn row_bytes(op: &Attention, counts: &Counts) -> u64 {
+    op.heads as u64 * u64::from(counts.splits) * (op.head_dim as u64 + 4) * 4
+}
+
+/// Rows that one launch takes.
+fn rows_at_once(op: &Attention, counts: &Counts) -> u32 {
+    (PARTIALS / row_bytes(op, counts)).clamp(1, u64::from(counts.tokens)) as u32
+}
+
+pub(super) fn partial_bytes(op: &Attention, counts: &Counts) -> u64 {
+    row_bytes(op, counts) * u64::from(rows_at_once(op, counts))
+}
+
+impl Emit<'_> {
+    pub(super) fn rope(&mut self, id: NodeIndex, op: &Rope, x: NodeIndex) {
+        let heads = self.width(id) / op.head_dim as u32;
+        let threads = heads * (op.head_dim as u32).div_ceil(2);
+        let halves = u32::from(op.style == RopeStyle::Halves);
+        let groups = [threads.div_ceil(64), self.rows_of(id), 1];
+        let dispatch = Dispatch::new("rope", &[halves], groups)
+            .read(self.tensor(x))
+            .read(self.turns(&op.table))
+            .read((Place::Step(StepField::Positions), 0))
+            .read((Place::Step(StepField::RowSequences), 0))
+            .read((Place::Step(StepField::Sequences), 0))
+            .write(self.tensor(id))
+            .words([heads, op.head_dim as u32, op.table.frequencies.len() as u32])
+            .words([u32::from(op.table.long_frequencies.is_some())]);
+        self.push(dispatch);
+    }
+
+    pub(super) fn kv_write(&mut self, op: &KvWrite, key: NodeIndex, value: NodeIndex) {
+        let pairs = (op.kv_heads * op.head_dim) as u32;
+        let constants = [u32::from(self.counts.half), self.counts.page_tokens];
+        let groups = [pairs.div_ceil(64), self.counts.tokens, 1];
+        let dispatch = Dispatch::new("kv_write", &constants, groups)
+            .read(self.tensor(key))
+            .read(self.tensor(value))
+            .read((Place::Step(StepField::Positions), 0))
+            .read((Place::Step(StepField::RowSequences), 0))
+            .read((Place::Step(StepField::Sequences), 0))
+            .read((Place::Step(StepField::Pages), 0))
+            .update((self.program.layout.kv_place(op.layer), 0))
+            .words([op.kv_heads as u32, op.head_dim as u32]);
+        self.push(dispatch);
+    }
+
+    pub(super) fn attention(&mut self, id: NodeIndex, op: &Attention, query: NodeIndex) {
+        let counts = self.counts;
+        let at_once = rows_at_once(op, counts);
+        let threads = THREADS.max(self.program.features.subgroup);
+        let fours = op.head_dim as u32 / 4;
+        let group = (op.heads / op.kv_heads) as u32;
+        let constants = [
+            threads,
+            op.head_dim as u32,
+            group,
+            u32::from(counts.half),
+            counts.page_tokens,
+            u32::from(op.causal),
+            fours.next_power_of_two().min(threads),
+        ];
+        for first in (0..counts.tokens).step_by(at_once as usize) {
+            let rows = at_once.min(counts.tokens - first);
+            let row_bytes = row_bytes(op, counts);
+            // Parts are counted from the step's first row.
+            let partials = (Place::Partials, (u64::from(first) * row_bytes).wrapping_neg());
+            let vec = Dispatch::new(
+                "attention_vec",
+                &constants,
+                [op.kv_heads as u32, counts.splits, rows],
+            )
+            .read(self.tensor(query))
+            .read((Place::Step(StepField::Positions), 0))
+            .read((Place::Step(StepField::RowSequences), 0))
+            .read((Place::Step(StepField::Sequences), 0))
+            .read((Place::Step(StepField::Pages), 0))
+            .read((self.program.layout.kv_place(op.layer), 0))
+            .write(partials)
+            .words([op.kv_heads as u32, counts.splits, first])
+            .words([op.scale, op.softcap.unwrap_or(0.0)].map(f32::to_bits))
+            .words([op.window.unwrap_or(0)]);
+            self.push(vec);
+            let join = Dispatch::new("attention_join", &[], [op.heads as u32, rows, 1])
+                .read(partials)
+                .write(self.tensor(id))
+                .words([op.head_dim as u32, op.heads as u32, counts.splits, first]);
+            self.push(join);
+        }
+    }
+}
