@@ -16,7 +16,7 @@ static MASKS: &[u8; 4 * 821 + 2 * 512] = include_bytes!("grids.bin");
 
 /// Which codebook.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Grid {
+pub enum Grid {
     /// 2048 vectors of 8 elements -1, 0, 1; also IQ1_M.
     Iq1S,
     /// 256 vectors of 8.
@@ -37,15 +37,19 @@ const IQ3_XXS: &[i8] = &[4, 12, 20, 28, 36, 44, 52, 62];
 const IQ3_S: &[i8] = &[1, 3, 5, 7, 9, 11, 13, 15];
 
 impl Grid {
-    /// Vector number `index`: eight (IQ3: four) elements.
+    /// All vectors, one after the other: eight (IQ3: four) elements each.
+    pub fn vectors(self) -> &'static [i8] {
+        static TABLES: [OnceLock<Vec<i8>>; 6] = [const { OnceLock::new() }; 6];
+        TABLES[self as usize].get_or_init(|| self.unpack())
+    }
+
+    /// Vector number `index`.
     ///
     /// # Panics
     /// If there is none; the formats' index fields cannot name one.
     pub(crate) fn vector(self, index: usize) -> &'static [i8] {
-        static TABLES: [OnceLock<Vec<i8>>; 6] = [const { OnceLock::new() }; 6];
-        let table = TABLES[self as usize].get_or_init(|| self.unpack());
         let width = self.width();
-        &table[index * width..(index + 1) * width]
+        &self.vectors()[index * width..(index + 1) * width]
     }
 
     fn width(self) -> usize {

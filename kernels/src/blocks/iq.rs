@@ -5,7 +5,7 @@ use super::grids::{Grid, even_signs};
 use super::{half_at, u16_at, u32_at};
 
 /// Values of the four-bit codes of IQ4_NL and IQ4_XS.
-pub(crate) const IQ4_VALUES: [i8; 16] =
+pub const IQ4_VALUES: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Offset added to the elements of IQ1's codebook.

@@ -23,8 +23,9 @@ mod tests;
 
 pub use encode::{can_encode, encode_row};
 pub(crate) use fp4::{E2M1_DOUBLED, half_e8m0, half_ue4m3};
-pub(crate) use grids::{Grid, even_signs};
-pub(crate) use iq::IQ4_VALUES;
+pub use grids::Grid;
+pub(crate) use grids::even_signs;
+pub use iq::IQ4_VALUES;
 pub(crate) use k_quants::{scales_and_mins, signed_scales};
 
 use trefoil_graph::BlockType;

@@ -5,13 +5,16 @@
 // and, where the order in which codes lie suggests another piece for a thread to take at a time,
 //   CHUNK, decode_chunk(row, chunk, w), chunk_element(chunk, four): the column of the first of the
 //   four elements in w[four].
-// `row` is the address of a row's first byte.
+// `row` is the address of a row's first byte. Formats with a codebook take it from the push constant
+// `tables` (src/tables.rs has its layout), which is declared further down than this file is included;
+// so their decode_run is a macro that names it where it is used, and the default decode_chunk is too.
+#include "words.glsl"
 #include BLOCK_FILE
 
 #ifndef CHUNK
 #define CHUNK RUN
+#define decode_chunk(row, chunk, w) decode_run(row, chunk, w)
 uint chunk_element(uint chunk, uint four) { return chunk * RUN + four * 4; }
-void decode_chunk(uint64_t row, uint chunk, out vec4 w[CHUNK / 4]) { decode_run(row, chunk, w); }
 #endif
 
 uint64_t row_address(uint64_t weights, uint row, uint cols) {

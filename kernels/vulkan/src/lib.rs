@@ -3,7 +3,9 @@
 mod dispatch;
 mod program;
 mod spirv;
+mod tables;
 
 pub use dispatch::{Counts, Dispatch, Features, Kernel, Place, Push, StepField};
 pub use program::{Form, Program, SPLIT, Turns, supported};
 pub use spirv::{shader, shaders};
+pub use tables::tables;
