@@ -1,11 +1,13 @@
 //! The one place that names backends.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use trefoil_devices_api::{Device, DomainId, MemoryManager};
+use trefoil_devices_api::{Device, DeviceError, DomainId, MemoryManager};
+use trefoil_devices_vulkan::{Adapter, AdapterKind, VulkanOptions};
 use trefoil_scheduler::DeviceFacts;
 
-use crate::self_test::self_test;
+use crate::self_test::{Arithmetic, self_test};
 use trefoil_telemetry::{Bytes, Clock, SystemClock, host_memory};
 
 /// Devices of this machine, best first, and the budgets of its memory.
@@ -17,6 +19,7 @@ pub struct Backends {
     pub refused: Vec<Refused>,
     /// Budgets.
     pub memory: MemoryManager,
+    vulkan: Option<Arc<trefoil_devices_vulkan::Instance>>,
 }
 
 /// A device that did not come up.
@@ -28,13 +31,35 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// Which GPUs to open. Opening one takes time and memory, so it is done when there is a use for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Gpus {
+    /// Those that are named: `gpu0`.
+    #[default]
+    Named,
+    /// All that are no programs playing a GPU, and those that are named.
+    All,
+}
+
 /// How the devices are set up.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BackendOptions {
     /// Threads of the CPU device; 0 for one per physical core.
     pub threads: usize,
-    /// Exact f32 arithmetic on the CPU device instead of 8-bit activations.
+    /// Exact f32 arithmetic instead of 8-bit activations on the CPU and halves on GPUs.
     pub exact: bool,
+    /// Which GPUs to open.
+    pub gpus: Gpus,
+    /// Devices that the user named, in whatever way.
+    pub named: Vec<String>,
+    /// Most bytes of a GPU's own memory to use.
+    pub gpu_memory: Option<Bytes>,
+    /// Check the use of Vulkan with its validation layer, and count what it says.
+    pub validate: bool,
+    /// Folder for what is made once and kept: compiled kernels.
+    pub cache: Option<PathBuf>,
+    /// Largest piece of a weight in one GPU buffer (for tests of splitting).
+    pub max_part: Option<u64>,
 }
 
 /// Share of the machine's memory that buffers may take (weights are mapped files and not counted).
@@ -52,22 +77,73 @@ impl Backends {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut devices = Vec::new();
         let mut refused = Vec::new();
-        let BackendOptions { threads, exact } = options;
         let judge = trefoil_devices_ref::device(memory.clone(), clock.clone());
-        match trefoil_devices_cpu::device(threads, exact, memory.clone(), clock) {
-            Ok(device) => match self_test(device.as_ref(), judge.as_ref(), !exact) {
-                Ok(()) => devices.push(device),
-                Err(error) => {
-                    let reason = error.to_string();
-                    refused.push(Refused { name: "cpu0".to_owned(), reason });
+        let arithmetic = if options.exact { Arithmetic::Exact } else { Arithmetic::Rounded };
+        let made = trefoil_devices_cpu::device(
+            options.threads,
+            options.exact,
+            memory.clone(),
+            clock.clone(),
+        );
+        match tested(made, judge.as_ref(), arithmetic) {
+            Ok(device) => devices.push(device),
+            Err(reason) => refused.push(Refused { name: "cpu0".to_owned(), reason }),
+        }
+        let mut vulkan = None;
+        if options.gpus == Gpus::All || options.named.iter().any(|name| name.starts_with("gpu")) {
+            match trefoil_devices_vulkan::Instance::open(options.validate) {
+                Ok(instance) => {
+                    for (name, adapter) in gpu_names(instance.adapters()) {
+                        let software = adapter.kind == AdapterKind::Software;
+                        let named = options.named.contains(&name);
+                        if !named && (software || options.gpus == Gpus::Named) {
+                            let reason = if software {
+                                "a program that plays a GPU: used only when named"
+                            } else {
+                                "not named"
+                            };
+                            refused.push(Refused {
+                                name,
+                                reason: format!("{}: {reason}", adapter.name),
+                            });
+                            continue;
+                        }
+                        let arithmetic =
+                            if options.exact { Arithmetic::Gpu } else { Arithmetic::GpuHalves };
+                        let number = devices.len() as u16;
+                        let own = VulkanOptions {
+                            name: name.clone(),
+                            domain: DomainId(number),
+                            exact: options.exact,
+                            cache: options.cache.clone(),
+                            memory_limit: options.gpu_memory,
+                            max_part: options.max_part,
+                        };
+                        let made = trefoil_devices_vulkan::device(
+                            adapter,
+                            own,
+                            memory.clone(),
+                            clock.clone(),
+                        );
+                        match tested(made, judge.as_ref(), arithmetic) {
+                            Ok(device) => devices.push(device),
+                            Err(reason) => refused.push(Refused { name, reason }),
+                        }
+                    }
+                    vulkan = Some(instance);
                 }
-            },
-            Err(error) => {
-                refused.push(Refused { name: "cpu0".to_owned(), reason: error.to_string() })
+                Err(error) => {
+                    refused.push(Refused { name: "vulkan".to_owned(), reason: error.to_string() });
+                }
             }
         }
         devices.push(judge);
-        Self { devices, refused, memory }
+        Self { devices, refused, memory, vulkan }
+    }
+
+    /// Messages of Vulkan's validation layer so far; `None` if it is not at work.
+    pub fn validation_messages(&self) -> Option<u64> {
+        self.vulkan.as_ref()?.validation_messages()
     }
 
     /// What the planner needs to know of the devices.
@@ -79,4 +155,26 @@ impl Backends {
         });
         facts.collect()
     }
+}
+
+/// A device that passed its self-test, or why it is not offered.
+fn tested(
+    made: Result<Arc<dyn Device>, DeviceError>,
+    judge: &dyn Device,
+    arithmetic: Arithmetic,
+) -> Result<Arc<dyn Device>, String> {
+    let device = made.map_err(|error| error.to_string())?;
+    self_test(device.as_ref(), judge, arithmetic).map_err(|error| error.to_string())?;
+    Ok(device)
+}
+
+/// Names of GPUs: cards first, then parts of processors, programs last; else in the driver's order.
+fn gpu_names(mut adapters: Vec<Adapter>) -> impl Iterator<Item = (String, Adapter)> {
+    adapters.sort_by_key(|adapter| match adapter.kind {
+        AdapterKind::Discrete => 0,
+        AdapterKind::Integrated => 1,
+        AdapterKind::Virtual | AdapterKind::Other => 2,
+        AdapterKind::Software => 3,
+    });
+    adapters.into_iter().enumerate().map(|(index, adapter)| (format!("gpu{index}"), adapter))
 }

@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use trefoil_devices_api::{
-    AllocRequest, Bucket, Buffer, BufferRef, CompileError, Device, DeviceError, Failure, Job,
-    Phase, Point, Points, Program, Purpose, Role, RunArgs, Submission, Timeline, Work,
+    AllocRequest, Backing, Bucket, Buffer, CompileError, Device, DeviceError, DomainId, Failure,
+    Job, Link, MemoryManager, Phase, Point, Points, Program, Purpose, Role, RunArgs, Submission,
+    Timeline, Work,
 };
+use trefoil_graph::ops::TensorShape;
 use trefoil_graph::{LayerGraph, NodeIndex, Rows, StepInputs};
 use trefoil_scheduler::{BucketPlan, Plan};
 
@@ -36,6 +38,14 @@ pub enum ExecuteError {
     /// A device that the plan names is not here.
     #[error("device {0} is in the plan but not here")]
     NoDevice(String),
+    /// A tensor that no device can move.
+    #[error("no device copies from {from} to {to}; place the units on devices that share memory")]
+    NoWay {
+        /// Domain where it is made.
+        from: DomainId,
+        /// Domain where it is read.
+        to: DomainId,
+    },
     /// A step that fits no bucket.
     #[error("{phase}: expected a step of at most {most} rows, got {got}")]
     TooManyRows {
@@ -58,17 +68,30 @@ struct Segment {
     copies: Vec<TensorCopy>,
 }
 
-/// A move of a tensor before a segment.
+/// A move of a tensor's rows from one domain to another.
 #[derive(Debug)]
 struct TensorCopy {
-    from: BufferRef,
-    to: BufferRef,
+    /// Device that can reach both domains.
+    device: Arc<dyn Device>,
+    from: Buffer,
+    to: Buffer,
+    shape: TensorShape,
+}
+
+impl TensorCopy {
+    /// The copy of the rows that a step has.
+    fn work(&self, step: &StepInputs) -> Result<Work, DeviceError> {
+        let bytes = step.count(self.shape.rows) * self.shape.width * size_of::<f32>();
+        Ok(Work::Copy { from: self.from.view(0..bytes)?, to: self.to.view(0..bytes)? })
+    }
 }
 
 #[derive(Debug)]
 struct CompiledBucket {
     bucket: Bucket,
     segments: Vec<Segment>,
+    /// Moves of the result to where the host reads it.
+    last: Vec<TensorCopy>,
     output: Buffer,
 }
 
@@ -90,6 +113,7 @@ impl Executor {
         graph: &Arc<LayerGraph>,
         plan: &Plan,
         devices: &[Arc<dyn Device>],
+        memory: &MemoryManager,
         kv: KvPool,
     ) -> Result<Self, ExecuteError> {
         let mut tensors = TensorPool::default();
@@ -98,7 +122,7 @@ impl Executor {
         let mut order: Vec<&BucketPlan> = plan.buckets.iter().collect();
         order.sort_by_key(|bucket| std::cmp::Reverse(bucket.bucket.max_tokens));
         for bucket in order {
-            buckets.push(compile_bucket(graph, bucket, devices, &kv, &mut tensors)?);
+            buckets.push(compile_bucket(graph, bucket, devices, &kv, memory, &mut tensors)?);
         }
         buckets.sort_by_key(|bucket| bucket.bucket.max_tokens);
         Ok(Self {
@@ -167,25 +191,29 @@ impl Executor {
 
     /// Submits every segment of a bucket, each after the one before it.
     fn submit(&mut self, index: usize) -> Result<(), ExecuteError> {
+        let bucket = &self.buckets[index];
         let mut waits = Points::new();
-        for segment in &self.buckets[index].segments {
-            let copies = segment
-                .copies
-                .iter()
-                .map(|copy| Work::Copy { from: copy.from.clone(), to: copy.to.clone() });
+        let mut submit = |device: &dyn Device, work: Work, label: &Arc<str>| {
+            self.reached += 1;
+            let point = Point { timeline: self.timeline.clone(), value: self.reached };
+            let signals = Points::from_iter([point.clone()]);
+            let waits = std::mem::replace(&mut waits, Points::from_iter([point]));
+            device.submit(0, Submission { waits, signals, work, label: label.clone() })
+        };
+        for segment in &bucket.segments {
+            for copy in &segment.copies {
+                submit(copy.device.as_ref(), copy.work(&self.step)?, &segment.label)?;
+            }
             let run = Work::Run {
                 program: segment.program.clone(),
                 args: segment.args.clone(),
                 step: self.step.clone(),
             };
-            for work in copies.chain([run]) {
-                self.reached += 1;
-                let point = Point { timeline: self.timeline.clone(), value: self.reached };
-                let signals = Points::from_iter([point.clone()]);
-                let label = segment.label.clone();
-                segment.device.submit(0, Submission { waits, signals, work, label })?;
-                waits = Points::from_iter([point]);
-            }
+            submit(segment.device.as_ref(), run, &segment.label)?;
+        }
+        let label = &bucket.segments.last().expect("plans have segments").label;
+        for copy in &bucket.last {
+            submit(copy.device.as_ref(), copy.work(&self.step)?, label)?;
         }
         Ok(())
     }
@@ -194,7 +222,7 @@ impl Executor {
 /// Buffers of tensors that cross between segments, shared over buckets (one runs at a time).
 #[derive(Default)]
 struct TensorPool {
-    buffers: HashMap<(NodeIndex, trefoil_devices_api::DomainId), Buffer>,
+    buffers: HashMap<(NodeIndex, DomainId), Buffer>,
 }
 
 impl TensorPool {
@@ -215,6 +243,52 @@ impl TensorPool {
         self.buffers.insert((node, domain), buffer.clone());
         Ok(buffer)
     }
+
+    /// A tensor's buffer in host memory.
+    fn host_buffer(
+        &mut self,
+        memory: &MemoryManager,
+        node: NodeIndex,
+        bytes: usize,
+    ) -> Result<Buffer, DeviceError> {
+        if let Some(buffer) = self.buffers.get(&(node, DomainId::HOST))
+            && buffer.len >= bytes
+        {
+            return Ok(buffer.clone());
+        }
+        let buffer = memory.host_buffer(bytes, "activations")?;
+        self.buffers.insert((node, DomainId::HOST), buffer.clone());
+        Ok(buffer)
+    }
+}
+
+/// The device among `devices` that copies from one domain to the other.
+fn mover(from: &Buffer, to: &Buffer, devices: [&Arc<dyn Device>; 2]) -> Option<Arc<dyn Device>> {
+    let can = |device: &&Arc<dyn Device>| device.link(from.domain, to.domain) != Link::Never;
+    devices.into_iter().find(can).cloned()
+}
+
+/// Moves of a tensor between two domains: by one of the two devices, or through the host.
+fn moves(
+    graph: &LayerGraph,
+    node: NodeIndex,
+    from: Buffer,
+    to: Buffer,
+    devices: [&Arc<dyn Device>; 2],
+    host: impl FnOnce() -> Result<Buffer, DeviceError>,
+) -> Result<Vec<TensorCopy>, ExecuteError> {
+    let shape = graph.node(node).shape;
+    if let Some(device) = mover(&from, &to, devices) {
+        return Ok(vec![TensorCopy { device, from, to, shape }]);
+    }
+    let host = host()?;
+    let none = || ExecuteError::NoWay { from: from.domain, to: to.domain };
+    let up = mover(&from, &host, devices).ok_or_else(none)?;
+    let down = mover(&host, &to, devices).ok_or_else(none)?;
+    Ok(vec![
+        TensorCopy { device: up, from, to: host.clone(), shape },
+        TensorCopy { device: down, from: host, to, shape },
+    ])
 }
 
 fn compile_bucket(
@@ -222,6 +296,7 @@ fn compile_bucket(
     plan: &BucketPlan,
     devices: &[Arc<dyn Device>],
     kv: &KvPool,
+    memory: &MemoryManager,
     tensors: &mut TensorPool,
 ) -> Result<CompiledBucket, ExecuteError> {
     let bucket = plan.bucket;
@@ -232,6 +307,7 @@ fn compile_bucket(
     let mut segments = Vec::new();
     let mut made_by: HashMap<NodeIndex, Arc<dyn Device>> = HashMap::new();
     let mut output = None;
+    let mut result_moves = Vec::new();
     for part in plan.segments() {
         let device = find(&part.device)?;
         let segment = graph.segment(&part.units);
@@ -257,9 +333,12 @@ fn compile_bucket(
                     let bytes = bucket.tensor_bytes(graph, node);
                     let here = tensors.buffer(device.as_ref(), node, bytes)?.view(0..bytes)?;
                     let maker = &made_by[&node];
-                    let there = tensors.buffer(maker.as_ref(), node, bytes)?.view(0..bytes)?;
-                    if here.buffer.id != there.buffer.id {
-                        copies.push(TensorCopy { from: there, to: here.clone() });
+                    let there = tensors.buffer(maker.as_ref(), node, bytes)?;
+                    if here.buffer.id != there.id {
+                        let to = here.buffer.clone();
+                        copies.extend(moves(graph, node, there, to, [&device, maker], || {
+                            tensors.host_buffer(memory, node, bytes)
+                        })?);
                     }
                     here
                 }
@@ -267,11 +346,24 @@ fn compile_bucket(
         }
         if segment.outputs.contains(&graph.output()) {
             let bytes = bucket.tensor_bytes(graph, graph.output());
-            output = Some(tensors.buffer(device.as_ref(), graph.output(), bytes)?);
+            let made = tensors.buffer(device.as_ref(), graph.output(), bytes)?;
+            output =
+                Some(match made.backing() {
+                    Backing::Host(_) => made,
+                    Backing::Device(_) => {
+                        let host = tensors.host_buffer(memory, graph.output(), bytes)?;
+                        let pair = [&device, &device];
+                        result_moves =
+                            moves(graph, graph.output(), made, host.clone(), pair, || {
+                                Ok(host.clone())
+                            })?;
+                        host
+                    }
+                });
         }
         let args = Arc::new(RunArgs { buffers, kv: kv.layout().clone() });
         segments.push(Segment { device, program, args, label, copies });
     }
     let output = output.expect("the last segment makes the result");
-    Ok(CompiledBucket { bucket, segments, output })
+    Ok(CompiledBucket { bucket, segments, last: result_moves, output })
 }

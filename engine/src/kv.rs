@@ -1,6 +1,10 @@
 //! KV pages: a pool per model, a page table per sequence.
 
-use trefoil_devices_api::{Buffer, DeviceError, DomainId, KvPages, MemoryManager};
+use std::sync::Arc;
+
+use trefoil_devices_api::{
+    AllocRequest, Buffer, Device, DeviceError, DomainId, KvPages, MemoryManager, Purpose,
+};
 use trefoil_graph::KvShape;
 
 /// Number format of stored keys and values.
@@ -33,9 +37,11 @@ pub struct KvPool {
 }
 
 impl KvPool {
-    /// Pages for `tokens` tokens in all, one buffer per layer in its domain.
+    /// Pages for `tokens` tokens in all, one buffer per layer in its domain, taken from the host's
+    /// memory or from the device whose memory it is.
     pub fn new(
         memory: &MemoryManager,
+        devices: &[Arc<dyn Device>],
         shapes: &[KvShape],
         domains: &[DomainId],
         kv_type: KvType,
@@ -48,14 +54,16 @@ impl KvPool {
             .zip(domains)
             .map(|(shape, &domain)| {
                 let bytes = pages * page_tokens * shape.elements_per_token() * kv_type.bytes();
-                if domain != DomainId::HOST {
-                    return Err(DeviceError::BadRequest {
-                        what: "KV pages".to_owned(),
-                        expected: DomainId::HOST.to_string(),
-                        got: domain.to_string(),
-                    });
+                if domain == DomainId::HOST {
+                    return memory.host_buffer(bytes, "KV cache");
                 }
-                memory.host_buffer(bytes, "KV cache")
+                let owner = devices.iter().find(|device| device.domains()[0].id == domain);
+                let owner = owner.ok_or_else(|| DeviceError::BadRequest {
+                    what: "KV pages".to_owned(),
+                    expected: "memory of a device that is here".to_owned(),
+                    got: domain.to_string(),
+                })?;
+                owner.alloc(AllocRequest { domain, bytes, purpose: Purpose::Kv })
             })
             .collect::<Result<_, _>>()?;
         let half = kv_type == KvType::F16;
@@ -122,7 +130,7 @@ mod tests {
         memory.set_budget(DomainId::HOST, Bytes(1 << 20));
         let shape = KvShape { kv_heads: 2, head_dim: 4, window: None };
         let domains = [DomainId::HOST; 2];
-        let mut pool = KvPool::new(&memory, &[shape; 2], &domains, KvType::F16, 16, 100)
+        let mut pool = KvPool::new(&memory, &[], &[shape; 2], &domains, KvType::F16, 16, 100)
             .expect("fits the budget");
         assert_eq!(pool.total_pages(), 7);
         let mut pages = Vec::new();

@@ -4,6 +4,7 @@ pub mod backends;
 pub mod evaluate;
 pub mod executor;
 pub mod generate;
+pub mod host_access;
 pub mod kv;
 pub mod loaded;
 pub mod model;

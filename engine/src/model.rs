@@ -201,13 +201,14 @@ impl Lowered {
     ) -> Result<Runner, ModelError> {
         let kv = KvPool::new(
             &backends.memory,
+            &backends.devices,
             self.graph.kv(),
             &plan.kv,
             options.kv_type,
             options.page_tokens,
             plan.context,
         )?;
-        let executor = Executor::new(&self.graph, plan, &backends.devices, kv)?;
+        let executor = Executor::new(&self.graph, plan, &backends.devices, &backends.memory, kv)?;
         let vocabulary = self.vocabulary();
         Ok(Runner::new(executor, &self.hyper, vocabulary, options.chunk, plan.context))
     }

@@ -55,7 +55,7 @@ impl Case {
     }
 
     fn load(&self, exact: bool) -> Loaded {
-        let backends = Backends::detect(BackendOptions { threads: 0, exact });
+        let backends = Backends::detect(BackendOptions { exact, ..BackendOptions::default() });
         let kv_type = if exact { KvType::F32 } else { KvType::F16 };
         let options = ModelOptions { kv_type, context: Some(256), ..ModelOptions::default() };
         Loaded::open(self.path(), &backends, &options, self.template()).expect("the model loads")

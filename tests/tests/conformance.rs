@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use trefoil_devices_api::Device;
 use trefoil_engine::backends::{BackendOptions, Backends};
-use trefoil_engine::self_test::{CaseError, nmse, run_case, tolerance};
+use trefoil_engine::self_test::{Arithmetic, CaseError, nmse, run_case, tolerance};
 use trefoil_kernels::cases;
 use trefoil_tests::golden;
 
@@ -17,19 +17,21 @@ use trefoil_tests::golden;
 struct Row {
     title: &'static str,
     device: Arc<dyn Device>,
-    rounds_activations: bool,
+    arithmetic: Arithmetic,
 }
 
 fn device(name: &str, exact: bool) -> Arc<dyn Device> {
-    let backends = Backends::detect(BackendOptions { exact, ..BackendOptions::default() });
+    let named = vec![name.to_owned()];
+    let backends = Backends::detect(BackendOptions { exact, named, ..BackendOptions::default() });
     let found = backends.devices.iter().find(|device| device.info().name == name);
-    found.unwrap_or_else(|| panic!("{name} is here")).clone()
+    found.unwrap_or_else(|| panic!("{name} is not here: {:?}", backends.refused)).clone()
 }
 
 fn rows() -> Vec<Row> {
     vec![
-        Row { title: "cpu0, f32", device: device("cpu0", true), rounds_activations: false },
-        Row { title: "cpu0, int8", device: device("cpu0", false), rounds_activations: true },
+        Row { title: "cpu0, f32", device: device("cpu0", true), arithmetic: Arithmetic::Exact },
+        Row { title: "cpu0, int8", device: device("cpu0", false), arithmetic: Arithmetic::Rounded },
+        Row { title: "gpu0, f32", device: device("gpu0", true), arithmetic: Arithmetic::Gpu },
     ]
 }
 
@@ -70,7 +72,7 @@ fn every_device_agrees_with_the_reference() {
                         let error = nmse(&want, &got);
                         cell.cases += 1;
                         cell.worst = cell.worst.max(error);
-                        let most = tolerance(&case, row.rounds_activations);
+                        let most = tolerance(&case, row.arithmetic);
                         if error.is_nan() || error >= most {
                             wrong.push(format!(
                                 "{} {format} {} on {}: {error:.1e}, allowed {most:.0e}",

@@ -169,9 +169,9 @@ fn simulated_executor(specs: Vec<SimSpec>, pins: &[Pin]) -> (Arc<VirtualClock>, 
         kv_element_bytes: 2,
     })
     .expect("places");
-    let kv =
-        KvPool::new(&memory, lowered.graph.kv(), &plan.kv, options.kv_type, 16, 256).expect("fits");
-    (clock, Executor::new(&lowered.graph, &plan, &devices, kv).expect("compiles"))
+    let kv = KvPool::new(&memory, &[], lowered.graph.kv(), &plan.kv, options.kv_type, 16, 256)
+        .expect("fits");
+    (clock, Executor::new(&lowered.graph, &plan, &devices, &memory, kv).expect("compiles"))
 }
 
 fn one_step(executor: &mut Executor) -> Result<usize, ExecuteError> {

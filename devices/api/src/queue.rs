@@ -173,4 +173,3 @@ fn contained(work: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), Devic
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or(Err(DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 }))
 }
-

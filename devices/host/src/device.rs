@@ -5,8 +5,8 @@ use parking_lot::Mutex;
 use trefoil_devices_api::{
     AllocRequest, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
     DeviceInfo, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason, MemoryManager,
-    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support,
-    WorkQueue, check_segment,
+    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support, WorkQueue,
+    check_segment,
 };
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels::host::{HostKernels, HostProgram, HostScratch};

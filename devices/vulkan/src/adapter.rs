@@ -172,8 +172,8 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
     ];
     let missing = needs.into_iter().filter_map(|(there, name)| (!there).then_some(name)).collect();
     let float16 = v12.shader_float16 == vk::TRUE;
-    let memory_model = v12.vulkan_memory_model == vk::TRUE
-        && v12.vulkan_memory_model_device_scope == vk::TRUE;
+    let memory_model =
+        v12.vulkan_memory_model == vk::TRUE && v12.vulkan_memory_model_device_scope == vk::TRUE;
     let matrices = if has_coop && coop.cooperative_matrix == vk::TRUE && float16 && memory_model {
         matrix_shapes(instance, physical)
     } else {
@@ -237,8 +237,7 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
 fn matrix_shapes(instance: &Instance, physical: vk::PhysicalDevice) -> Vec<Matrices> {
     let functions = ash::khr::cooperative_matrix::Instance::new(instance.entry(), &instance.raw);
     // SAFETY: `physical` belongs to the instance and has the extension.
-    let list =
-        unsafe { functions.get_physical_device_cooperative_matrix_properties(physical) };
+    let list = unsafe { functions.get_physical_device_cooperative_matrix_properties(physical) };
     let (half, float) = (vk::ComponentTypeKHR::FLOAT16, vk::ComponentTypeKHR::FLOAT32);
     let right = |p: &vk::CooperativeMatrixPropertiesKHR<'_>| {
         (p.a_type, p.b_type, p.c_type, p.result_type) == (half, half, float, float)

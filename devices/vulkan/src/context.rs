@@ -139,8 +139,7 @@ impl Context {
             return None;
         }
         let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
-        let mut properties =
-            vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
+        let mut properties = vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
         // SAFETY: the physical device belongs to the instance and has the extension.
         unsafe {
             self.adapter
@@ -173,9 +172,7 @@ pub(crate) fn driver_error(
     domain: DomainId,
 ) -> DeviceError {
     match result {
-        vk::Result::ERROR_DEVICE_LOST => {
-            DeviceError::Lost { reason: LostReason::Driver, epoch: 0 }
-        }
+        vk::Result::ERROR_DEVICE_LOST => DeviceError::Lost { reason: LostReason::Driver, epoch: 0 },
         vk::Result::ERROR_OUT_OF_DEVICE_MEMORY | vk::Result::ERROR_OUT_OF_HOST_MEMORY => {
             DeviceError::OutOfMemory {
                 domain,
@@ -184,10 +181,8 @@ pub(crate) fn driver_error(
                 holders: format!("other programs, says the driver ({call})"),
             }
         }
-        other => DeviceError::Driver {
-            call,
-            code: i64::from(other.as_raw()),
-            text: other.to_string(),
-        },
+        other => {
+            DeviceError::Driver { call, code: i64::from(other.as_raw()), text: other.to_string() }
+        }
     }
 }

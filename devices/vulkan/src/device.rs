@@ -155,7 +155,8 @@ impl VulkanDevice {
     fn turns(&self, table: &Arc<RopeTable>) -> Result<Arc<Allocation>, DeviceError> {
         let mut turns = self.turns.lock();
         turns.retain(|(table, _)| table.strong_count() > 0);
-        let known = turns.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(table)));
+        let known =
+            turns.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(table)));
         if let Some((_, allocation)) = known {
             return Ok(allocation.clone());
         }
@@ -187,7 +188,9 @@ impl Device for VulkanDevice {
         let own = self.domain();
         match (from, to) {
             (from, to) if from == own && to == own => Link::Native,
-            (from, to) if [from, to] == [own, DomainId::HOST] || [from, to] == [DomainId::HOST, own] => {
+            (from, to)
+                if [from, to] == [own, DomainId::HOST] || [from, to] == [DomainId::HOST, own] =>
+            {
                 Link::Copy { bytes_per_second: BUS_BYTES_PER_SECOND, latency: BUS_LATENCY }
             }
             _ => Link::Never,
@@ -315,11 +318,7 @@ impl Device for VulkanDevice {
         let share = busy.since(last.1).seconds() / span.seconds();
         *last = (now, busy);
         let free = self.context.budget().map(|(all, used)| Bytes(all.0.saturating_sub(used.0)));
-        Sample {
-            busy: (span.0 > 0).then_some(share.clamp(0.0, 1.0)),
-            free,
-            ..Sample::default()
-        }
+        Sample { busy: (span.0 > 0).then_some(share.clamp(0.0, 1.0)), free, ..Sample::default() }
     }
 
     fn reset(&self) -> Result<(), DeviceError> {

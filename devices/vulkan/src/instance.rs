@@ -62,14 +62,12 @@ impl Instance {
             .map_err(InstanceError::Refused)?
             .unwrap_or(vk::API_VERSION_1_0);
         if version < vk::API_VERSION_1_2 {
-            let (major, minor) =
-                (vk::api_version_major(version), vk::api_version_minor(version));
+            let (major, minor) = (vk::api_version_major(version), vk::api_version_minor(version));
             return Err(InstanceError::OldLoader { major, minor });
         }
         // SAFETY: as above.
         let layers = unsafe { entry.enumerate_instance_layer_properties() }.unwrap_or_default();
-        let installed =
-            layers.iter().any(|layer| layer.layer_name_as_c_str() == Ok(VALIDATION));
+        let installed = layers.iter().any(|layer| layer.layer_name_as_c_str() == Ok(VALIDATION));
         if validate && !installed {
             tracing::warn!("the Vulkan validation layer is not installed");
         }
@@ -159,6 +157,11 @@ unsafe extern "system" fn on_message(
     counter.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the layer passes valid data with a text that ends in zero, or null.
     let text = unsafe { data.as_ref().map(|data| data.message_as_c_str()) };
-    tracing::warn!("validation {severity:?}: {:?}", text.flatten());
+    let serious = severity.contains(vk::DebugUtilsMessageSeverityFlagsEXT::ERROR);
+    tracing::warn!(
+        "validation ({}): {:?}",
+        if serious { "error" } else { "warning" },
+        text.flatten()
+    );
     vk::FALSE
 }

@@ -117,12 +117,14 @@ impl Allocation {
         let mut properties = vk::MemoryHostPointerPropertiesEXT::default();
         // SAFETY: the caller vouches for the pointer.
         unsafe {
-            functions.get_memory_host_pointer_properties(
+            (functions.fp().get_memory_host_pointer_properties_ext)(
+                functions.device(),
                 handle,
                 pointer.cast(),
                 &mut properties,
             )
         }
+        .result()
         .ok()?;
         let types = properties.memory_type_bits;
         Self::make(context, len, len, Some(pointer), None, |context, allowed| {
@@ -161,11 +163,10 @@ impl Allocation {
         };
         // SAFETY: the buffer belongs to this device.
         let needs = unsafe { context.raw.get_buffer_memory_requirements(buffer) };
-        let chosen = choose(context, needs.memory_type_bits).ok_or_else(|| {
-            context.error("memory types", vk::Result::ERROR_FEATURE_NOT_PRESENT)
-        })?;
-        let mut flags = vk::MemoryAllocateFlagsInfo::default()
-            .flags(vk::MemoryAllocateFlags::DEVICE_ADDRESS);
+        let chosen = choose(context, needs.memory_type_bits)
+            .ok_or_else(|| context.error("memory types", vk::Result::ERROR_FEATURE_NOT_PRESENT))?;
+        let mut flags =
+            vk::MemoryAllocateFlagsInfo::default().flags(vk::MemoryAllocateFlags::DEVICE_ADDRESS);
         let mut host = vk::ImportMemoryHostPointerInfoEXT::default().handle_type(handle);
         // An import takes exactly the pages it was given.
         let bytes = if import.is_some() { size } else { needs.size };
@@ -179,18 +180,17 @@ impl Allocation {
         }
         // SAFETY: `allocate` and what it points to outlive the call; an imported pointer is vouched
         // for by the caller of `import`.
-        made.memory = unsafe { context.raw.allocate_memory(&allocate, None) }.map_err(|result| {
-            match context.error("vkAllocateMemory", result) {
+        made.memory = unsafe { context.raw.allocate_memory(&allocate, None) }.map_err(
+            |result| match context.error("vkAllocateMemory", result) {
                 DeviceError::OutOfMemory { domain, holders, .. } => {
-                    let have = context.budget().map_or(0, |(all, used)| {
-                        all.0.saturating_sub(used.0)
-                    });
+                    let have =
+                        context.budget().map_or(0, |(all, used)| all.0.saturating_sub(used.0));
                     let (need, have) = (Bytes(bytes), Bytes(have));
                     DeviceError::OutOfMemory { domain, need, have, holders }
                 }
                 other => other,
-            }
-        })?;
+            },
+        )?;
         // SAFETY: buffer and memory are of this device, unbound, and the memory is large enough.
         unsafe { context.raw.bind_buffer_memory(buffer, made.memory, 0) }
             .map_err(|result| context.error("vkBindBufferMemory", result))?;
@@ -203,10 +203,8 @@ impl Allocation {
         if visible && import.is_none() {
             let none = vk::MemoryMapFlags::empty();
             // SAFETY: the memory is visible to the host and not mapped yet.
-            let pointer =
-                unsafe { context.raw.map_memory(made.memory, 0, vk::WHOLE_SIZE, none) };
-            made.mapped =
-                pointer.map_err(|result| context.error("vkMapMemory", result))?.cast();
+            let pointer = unsafe { context.raw.map_memory(made.memory, 0, vk::WHOLE_SIZE, none) };
+            made.mapped = pointer.map_err(|result| context.error("vkMapMemory", result))?.cast();
         }
         Ok(made)
     }

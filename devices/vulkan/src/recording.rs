@@ -36,7 +36,7 @@ pub(crate) struct Recording {
     /// Dispatches and barriers in it.
     pub(crate) size: (usize, usize),
     /// Memory that the commands reach by address.
-    pub(crate) kept: Vec<Arc<Allocation>>,
+    pub(crate) _kept: Vec<Arc<Allocation>>,
 }
 
 impl std::fmt::Debug for Recording {
@@ -87,7 +87,9 @@ fn push_bytes(
     let mut bytes = Vec::with_capacity(PUSH_BYTES as usize);
     for push in &dispatch.push {
         match *push {
-            Push::Read(place, offset) | Push::Write(place, offset) | Push::Update(place, offset) => {
+            Push::Read(place, offset)
+            | Push::Write(place, offset)
+            | Push::Update(place, offset) => {
                 bytes.extend(address(place)?.wrapping_add(offset).to_le_bytes());
             }
             Push::Nowhere => bytes.extend(0u64.to_le_bytes()),

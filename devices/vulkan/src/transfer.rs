@@ -34,7 +34,8 @@ impl Commands {
             buffer: vk::CommandBuffer::null(),
             fence: vk::Fence::null(),
         };
-        let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
+        let info =
+            vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
         // SAFETY: the pool was made above.
         made.buffer = unsafe { context.raw.allocate_command_buffers(&info) }
             .map_err(|result| context.error("vkAllocateCommandBuffers", result))?[0];
@@ -190,8 +191,7 @@ fn copy(
 ) -> Result<(), DeviceError> {
     assert!(from_at + len <= from.len && to_at + len <= to.len, "copy inside");
     commands.record(true, |device, buffer| {
-        let region =
-            [vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)];
+        let region = [vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)];
         let barrier = [vk::MemoryBarrier::default()
             .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
             .dst_access_mask(vk::AccessFlags::HOST_READ | vk::AccessFlags::SHADER_READ)];

@@ -107,10 +107,7 @@ fn range_of(weight: &Weight) -> Range<usize> {
 
 /// Cuts sorted weights into groups of one storage and of at most `most` bytes (a larger weight is a
 /// group of its own).
-fn groups<'a, 'w>(
-    weights: &'a [&'w Weight],
-    most: u64,
-) -> impl Iterator<Item = &'a [&'w Weight]> {
+fn groups<'a, 'w>(weights: &'a [&'w Weight], most: u64) -> impl Iterator<Item = &'a [&'w Weight]> {
     let mut rest = weights;
     std::iter::from_fn(move || {
         let first = rest.first()?;

@@ -152,9 +152,10 @@ impl VulkanWorker {
         let bytes: &[u8] = bytemuck::cast_slice(&self.state.words);
         let context = &self.context;
         // Room for longer page tables, so that a growing sequence needs no new buffer.
-        let step_buffer = self.state.step.at_least((bytes.len() as u64 * 2).max(1 << 16), |len| {
-            Allocation::new(context, len, Kind::Arguments, None)
-        })?;
+        let step_buffer =
+            self.state.step.at_least((bytes.len() as u64 * 2).max(1 << 16), |len| {
+                Allocation::new(context, len, Kind::Arguments, None)
+            })?;
         step_buffer.write(0, bytes);
         let kernels = &segment.kernels;
         let slots: u64 = kernels.slots().iter().map(|bytes| bytes.next_multiple_of(PART)).sum();
@@ -237,11 +238,10 @@ impl VulkanWorker {
         };
         let dispatches = segment.kernels.dispatches(&key.counts);
         let commands = Commands::new(&self.context)?;
-        let barriers =
-            record(&self.context, &self.pipelines, &commands, &dispatches, &address)?;
+        let barriers = record(&self.context, &self.pipelines, &commands, &dispatches, &address)?;
         let size = (dispatches.len(), barriers);
         tracing::debug!(dispatches = size.0, barriers, counts = ?key.counts, "recorded");
-        Ok(Recording { key, commands, size, kept })
+        Ok(Recording { key, commands, size, _kept: kept })
     }
 
     /// The device's view of a buffer: its own memory, or host memory that is imported.
@@ -301,7 +301,8 @@ impl VulkanWorker {
                 self.transfers.download(&source, from_at, &mut target[to.range.clone()])
             }
             (Backing::Device(_), Backing::Device(_)) => {
-                let (source, target) = (self.allocation(&from.buffer)?, self.allocation(&to.buffer)?);
+                let (source, target) =
+                    (self.allocation(&from.buffer)?, self.allocation(&to.buffer)?);
                 let len = from.range.len() as u64;
                 self.transfers.within((&source, from_at), (&target, to_at), len)
             }

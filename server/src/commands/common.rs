@@ -1,7 +1,7 @@
 //! What several commands share: options from flags, loading, progress.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,9 +14,30 @@ use trefoil_scheduler::Plan;
 use crate::cli::{KvForm, PlacementArgs};
 use crate::exit::{Failure, Status};
 
-/// Finds the devices.
-pub(crate) fn backends(args: &PlacementArgs) -> Backends {
-    Backends::detect(BackendOptions { threads: args.threads, exact: args.exact })
+/// Finds the devices; those that the flags, pins or plan name are opened whatever they are.
+pub(crate) fn backends(args: &PlacementArgs, options: &ModelOptions) -> Backends {
+    let pinned = options.pins.iter().map(|pin| pin.device.clone());
+    let planned = options.plan.iter().flat_map(|plan| &plan.buckets);
+    let planned = planned.flat_map(|bucket| bucket.units.iter().map(|unit| unit.device.clone()));
+    let mut named: Vec<String> =
+        options.device.iter().cloned().chain(pinned).chain(planned).collect();
+    named.sort_unstable();
+    named.dedup();
+    Backends::detect(BackendOptions {
+        threads: args.threads,
+        exact: args.exact,
+        named,
+        cache: cache_folder(),
+        ..BackendOptions::default()
+    })
+}
+
+/// Folder for what is made once and kept, as the XDG base directory specification has it.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let base = set("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")))?;
+    Some(base.join("trefoil"))
 }
 
 /// A model's options from the flags.
@@ -54,10 +75,11 @@ pub(crate) fn load(
     args: &PlacementArgs,
     template: Option<&Path>,
 ) -> Result<(Backends, Loaded), Failure> {
-    let backends = backends(args);
+    let options = options(args)?;
+    let backends = backends(args, &options);
     let template = template.map(|path| read_text(path, Status::Usage)).transpose()?;
     let spinner = spinner(&format!("loading {model}"));
-    let loaded = Loaded::open(model, &backends, &options(args)?, template.as_deref());
+    let loaded = Loaded::open(model, &backends, &options, template.as_deref());
     spinner.finish_and_clear();
     Ok((backends, loaded?))
 }

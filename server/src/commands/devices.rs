@@ -3,14 +3,20 @@
 use std::io::{Write, stdout};
 
 use serde_json::json;
-use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::backends::{BackendOptions, Backends, Gpus};
 use trefoil_telemetry::host_memory;
 
 use crate::cli::DevicesArgs;
 use crate::exit::Outcome;
 
+use super::common::cache_folder;
+
 pub(crate) fn run(args: &DevicesArgs) -> Outcome {
-    let backends = Backends::detect(BackendOptions::default());
+    let backends = Backends::detect(BackendOptions {
+        gpus: Gpus::All,
+        cache: cache_folder(),
+        ..BackendOptions::default()
+    });
     let memory = host_memory();
     if args.json {
         let devices: Vec<_> = backends

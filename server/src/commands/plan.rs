@@ -12,7 +12,7 @@ use crate::exit::Outcome;
 
 pub(crate) fn run(args: &PlanArgs) -> Outcome {
     let options = common::options(&args.placement)?;
-    let backends = common::backends(&args.placement);
+    let backends = common::backends(&args.placement, &options);
     let lowered = Lowered::new(open_file(&args.model)?, options.lower)?;
     let plan = lowered.plan(&backends, &options)?;
     if args.json {

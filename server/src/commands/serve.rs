@@ -53,8 +53,8 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
 
 pub(crate) fn run(args: &ServeArgs) -> Outcome {
     let server = options(args)?;
-    let backends = common::backends(&args.placement);
     let options = common::options(&args.placement)?;
+    let backends = common::backends(&args.placement, &options);
     let template = args.chat_template.as_deref().map(|path| common::read_text(path, Status::Usage));
     let template = template.transpose()?;
     let mut models = Vec::new();

@@ -16,6 +16,12 @@ const THREADS: u32 = 128;
 /// Largest scratch that attention takes for many rows at once.
 const PARTIALS: u64 = 64 << 20;
 
+/// Bytes of shared memory that a workgroup takes: queries, scores, mixed values, page numbers.
+pub(super) fn shared_bytes(op: &Attention) -> u32 {
+    let group = (op.heads / op.kv_heads) as u32;
+    group * (op.head_dim as u32 + SPLIT) * 4 + THREADS * 16 + SPLIT * 4
+}
+
 /// Bytes that one row's parts take.
 fn row_bytes(op: &Attention, counts: &Counts) -> u64 {
     op.heads as u64 * u64::from(counts.splits) * (op.head_dim as u64 + 4) * 4

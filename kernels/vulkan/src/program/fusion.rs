@@ -26,9 +26,8 @@ pub(super) struct Fusion {
 impl Fusion {
     pub(super) fn new(graph: &LayerGraph, segment: &Segment) -> Self {
         let mut fusion = Self::default();
-        let inner = |node: NodeIndex| {
-            segment.nodes.contains(&node) && !segment.outputs.contains(&node)
-        };
+        let inner =
+            |node: NodeIndex| segment.nodes.contains(&node) && !segment.outputs.contains(&node);
         let only_reader = |node: NodeIndex, reader: NodeIndex| {
             inner(node) && graph.readers(node).all(|other| other == reader)
         };
@@ -53,9 +52,9 @@ impl Fusion {
                     }
                 }
                 Op::Add(_) if inputs[0] != inputs[1] => {
-                    let made = [1, 0].into_iter().find(|&i| {
-                        linear(inputs[i]).is_some() && only_reader(inputs[i], node)
-                    });
+                    let made = [1, 0]
+                        .into_iter()
+                        .find(|&i| linear(inputs[i]).is_some() && only_reader(inputs[i], node));
                     if let Some(i) = made {
                         fusion.residual.insert(inputs[i], (node, inputs[1 - i]));
                         fusion.sums.insert(node, inputs[i]);

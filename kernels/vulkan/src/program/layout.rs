@@ -147,11 +147,7 @@ impl Layout {
     fn weight(&mut self, id: NodeIndex, which: usize, weight: &Weight, max_part: usize) {
         let rows = (max_part / weight.row_bytes().max(1)).clamp(1, weight.rows.max(1));
         let parts = (0..weight.rows).step_by(rows).map(|first| {
-            let part = weight.slice_rows(
-                weight.name.clone(),
-                first,
-                rows.min(weight.rows - first),
-            );
+            let part = weight.slice_rows(weight.name.clone(), first, rows.min(weight.rows - first));
             (self.intern(&part), first)
         });
         let parts = parts.collect();
@@ -219,4 +215,3 @@ impl Turns {
         values
     }
 }
-

@@ -17,11 +17,11 @@ pub(super) fn function_number(function: Nonlinearity) -> u32 {
 }
 
 /// Subgroups in a workgroup of few-row products, and matrix rows that each takes.
-const SUBGROUPS: u32 = 4;
-const ROWS_PER_SUBGROUP: u32 = 2;
+pub(super) const SUBGROUPS: u32 = 4;
+pub(super) const ROWS_PER_SUBGROUP: u32 = 2;
 
 /// Rows of x and outputs of a tile in many-row products.
-const TILE: u32 = 64;
+pub(super) const TILE: u32 = 64;
 
 /// What a linear's kernel does besides the product.
 pub(super) struct Extras {
@@ -84,7 +84,13 @@ impl Emit<'_> {
     }
 
     /// The product of x with the weight of node `id`.
-    pub(super) fn product(&mut self, id: NodeIndex, weight: &Weight, x: NodeIndex, extras: &Extras) {
+    pub(super) fn product(
+        &mut self,
+        id: NodeIndex,
+        weight: &Weight,
+        x: NodeIndex,
+        extras: &Extras,
+    ) {
         if self.few(self.rows_of(id)) {
             self.few_rows(id, weight, x, extras, None);
         } else {

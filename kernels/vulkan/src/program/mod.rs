@@ -13,11 +13,11 @@ use trefoil_graph::ops::{Op, RopeTable};
 use trefoil_graph::{LayerGraph, NodeIndex, Rows, Segment, Weight};
 
 use crate::dispatch::{Counts, Dispatch, Features, Place, Spot};
-use fusion::Fusion;
 pub use attention::SPLIT;
+use fusion::Fusion;
 pub use layout::Turns;
-pub use simple::supported;
 use layout::{Layout, WeightParts};
+pub use simple::supported;
 
 /// Sort of steps that a program is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,22 +5,38 @@ use trefoil_graph::ops::{
     Activation, Embed, Gate, Norm, NormKind, Op, Pool, Pooling, Scale, SoftCap,
 };
 
-use super::Emit;
 use super::linear::function_number;
-use crate::dispatch::{Dispatch, Place, StepField};
+use super::{Emit, attention, experts};
+use crate::dispatch::{Dispatch, Features, Place, Spot, StepField};
 
 /// Most workgroups along one axis that every device takes.
 const AXIS: u32 = 65_535;
 
 /// `count` workgroups over the first two axes.
-fn spread(count: u32) -> [u32; 3] {
+pub(super) fn spread(count: u32) -> [u32; 3] {
     let y = count.div_ceil(AXIS).max(1);
     [count.div_ceil(y), y, 1]
 }
 
+/// `count` elements of `out` from those of `a` and `b`.
+pub(super) fn elementwise(
+    kind: [u32; 2],
+    a: Spot,
+    b: Option<Spot>,
+    out: Spot,
+    count: u32,
+    number: f32,
+) -> Dispatch {
+    Dispatch::new("elementwise", &kind, spread(count.div_ceil(1024)))
+        .read(a)
+        .read_if(b)
+        .write(out)
+        .words([count, number.to_bits()])
+}
+
 /// What `elementwise.comp` computes, as it numbers it.
 #[derive(Clone, Copy)]
-enum Elementwise {
+pub(super) enum Elementwise {
     Gate = 0,
     Activation = 1,
     Add = 2,
@@ -112,13 +128,8 @@ impl Emit<'_> {
         number: f32,
     ) {
         let count = self.rows_of(id) * self.width(id);
-        let constants = [what as u32, function];
-        let dispatch = Dispatch::new("elementwise", &constants, spread(count.div_ceil(256)))
-            .read(self.tensor(a))
-            .read_if(b.map(|b| self.tensor(b)))
-            .write(self.tensor(id))
-            .words([count, number.to_bits()]);
-        self.push(dispatch);
+        let (a, b) = (self.tensor(a), b.map(|b| self.tensor(b)));
+        self.push(elementwise([what as u32, function], a, b, self.tensor(id), count, number));
     }
 
     pub(super) fn select_rows(&mut self, id: NodeIndex, x: NodeIndex) {
@@ -127,9 +138,9 @@ impl Emit<'_> {
 
     pub(super) fn pool(&mut self, id: NodeIndex, op: &Pool, x: NodeIndex) {
         let how = match op.pooling {
-            Pooling::Mean => 1,
-            Pooling::Cls => 2,
-            Pooling::Last => 3,
+            Pooling::Cls => 1,
+            Pooling::Last => 2,
+            Pooling::Mean => 3,
         };
         self.rows_kernel(id, x, how);
     }
@@ -137,26 +148,26 @@ impl Emit<'_> {
     fn rows_kernel(&mut self, id: NodeIndex, x: NodeIndex, how: u32) {
         let list = if how == 0 { StepField::RowsOut } else { StepField::Sequences };
         let width = self.width(id);
-        let dispatch =
-            Dispatch::new("rows", &[how], [width.div_ceil(64), self.rows_of(id), 1])
-                .read(self.tensor(x))
-                .read((Place::Step(list), 0))
-                .write(self.tensor(id))
-                .words([width]);
+        let dispatch = Dispatch::new("rows", &[how], [width.div_ceil(64), self.rows_of(id), 1])
+            .read(self.tensor(x))
+            .read((Place::Step(list), 0))
+            .write(self.tensor(id))
+            .words([width]);
         self.push(dispatch);
     }
 
     pub(super) fn normalise(&mut self, id: NodeIndex, x: NodeIndex) {
-        let dispatch = Dispatch::new("normalise", &[], [self.rows_of(id), 1, 1])
+        let rows = self.rows_of(id);
+        let dispatch = Dispatch::new("normalise", &[], spread(rows))
             .read(self.tensor(x))
             .write(self.tensor(id))
-            .words([self.width(id)]);
+            .words([self.width(id), rows]);
         self.push(dispatch);
     }
 }
 
 /// Does a kernel exist for the op? `Err` says why not.
-pub fn supported(op: &Op) -> Result<(), String> {
+pub fn supported(op: &Op, features: &Features) -> Result<(), String> {
     let fours = |what: &str, n: usize| {
         if n.is_multiple_of(4) { Ok(()) } else { Err(format!("{what} {n} is no multiple of 4")) }
     };
@@ -177,10 +188,24 @@ pub fn supported(op: &Op) -> Result<(), String> {
             fours("input width", op.weight.cols)?;
             format(op.weight.block)
         }
-        Op::Attention(op) => fours("head", op.head_dim),
+        Op::Attention(op) => {
+            fours("head", op.head_dim)?;
+            let (need, have) = (attention::shared_bytes(op), features.shared_bytes);
+            let heads = op.heads / op.kv_heads;
+            let no = || {
+                format!(
+                    "{heads} query heads on one KV head need {need} bytes of shared memory, the device has {have}"
+                )
+            };
+            if need <= have { Ok(()) } else { Err(no()) }
+        }
         Op::KvWrite(op) => fours("head", op.head_dim),
         Op::Route(op) => {
             fours("input width", op.weight.cols)?;
+            let experts = op.weight.rows;
+            if experts > experts::MOST {
+                return Err(format!("{experts} experts, at most {}", experts::MOST));
+            }
             format(op.weight.block)
         }
         Op::Experts(op) => {
