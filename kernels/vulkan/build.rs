@@ -10,7 +10,7 @@ use glslang::{
 };
 
 /// Shaders that exist once per block type, next to the block's own file in `shaders/blocks`.
-const PER_BLOCK: &[&str] = &["linear_vec", "linear_mat", "embed"];
+const PER_BLOCK: &[&str] = &["linear_vec", "linear_mat", "embed", "experts_vec", "experts_mat"];
 
 /// Shaders that exist once, or once per set of definitions.
 const SINGLE: &[(&str, &str, &[&str])] = &[
@@ -19,6 +19,13 @@ const SINGLE: &[(&str, &str, &[&str])] = &[
     ("kv_write", "kv_write", &[]),
     ("attention_vec", "attention_vec", &[]),
     ("attention_join", "attention_join", &[]),
+    ("rows", "rows", &[]),
+    ("normalise", "normalise", &[]),
+    ("elementwise", "elementwise", &[]),
+    ("route", "route", &[]),
+    ("candidates", "candidates", &[]),
+    ("experts_group", "experts_group", &[]),
+    ("experts_sum", "experts_sum", &[]),
 ];
 
 struct Variant {

@@ -3,9 +3,13 @@
 #define GELU_TANH 1
 #define GELU_ERF 2
 
-// tanh without overflow: exp of a large argument would be infinite on the way.
+// tanh: near zero a quotient of polynomials (its continued fraction, ended after five terms), for the
+// other form loses digits there; beyond, no exp of a large argument, which would be infinite.
 float bounded_tanh(float x) {
-    float e = exp(-2.0 * abs(x));
+    float a = abs(x), square = x * x;
+    if (a < 0.75)
+        return x * ((square + 105.0) * square + 945.0) / ((15.0 * square + 420.0) * square + 945.0);
+    float e = exp(-2.0 * a);
     return sign(x) * ((1.0 - e) / (1.0 + e));
 }
 

@@ -1,4 +1,4 @@
-//! Every block type: what `embed` reads, and what the linears make of it, against the codecs.
+//! Every block type as `embed` reads it, against the codecs.
 
 use safetensors::SafeTensors;
 use trefoil_graph::{BLOCK_TABLE, BlockType, Weight};
@@ -69,44 +69,4 @@ fn golden_blocks_decode_to_the_golden_values() {
         tested += 1;
     }
     assert!(tested > 20, "{tested} formats have golden blocks");
-}
-
-/// `x . w` in f64, and the sum of the magnitudes of the products.
-fn product(w: &[f32], x: &[f32]) -> (f64, f64) {
-    let products = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
-    products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
-}
-
-#[test]
-fn linears_agree_with_the_decoded_weights() {
-    let Some(mut gpu) = open() else { return };
-    let mut random = Random::new(5);
-    let (rows, columns) = (5, 3);
-    for block in weight_formats() {
-        // More chunks than lanes.
-        let cols = 10 * block.info().elements.next_multiple_of(32);
-        let weight = weight(&mut random, "w", block, rows, cols);
-        let x = random.values(columns * cols);
-        let (w_at, x_at, tables) = (gpu.put(&bytes(&weight)), gpu.put(&x), gpu.put(&tables()));
-        let values = decoded(&weight);
-        let vec_out = gpu.space(columns * rows * 4);
-        let push = Push::new(&[w_at, x_at, vec_out, tables, w_at, 0, 0, 0]);
-        let push = push.word(cols).word(rows).word(columns).number(0.0).word(0).word(0);
-        let name = format!("linear_vec.{}", block.name());
-        gpu.run(&name, &[32, 1, 1, 0, 0, 0], &push.0, [rows as u32, columns as u32, 1]);
-        let mat_out = gpu.space(columns * rows * 4);
-        let push = Push::new(&[w_at, x_at, mat_out, tables, 0, 0]);
-        let push = push.word(cols).word(rows).word(columns).word(0).word(0);
-        gpu.run(&format!("linear_mat.{}", block.name()), &[], &push.0, [1, 1, 1]);
-        for out in [vec_out, mat_out] {
-            let got: Vec<f32> = gpu.read(out, columns * rows);
-            for (i, got) in got.iter().enumerate() {
-                let (c, o) = (i / rows, i % rows);
-                let (want, size) = product(&values[o * cols..][..cols], &x[c * cols..][..cols]);
-                let error = (f64::from(*got) - want).abs();
-                assert!(error <= 1e-5 * size, "{block} [{c}][{o}]: {got} for {want}");
-            }
-        }
-        gpu.clear();
-    }
 }

@@ -1,7 +1,7 @@
 //! The least that runs a shader: one device, one host-visible buffer with an address, one dispatch at
 //! a time. All of Vulkan that these tests touch is here.
 
-use std::ffi::CStr;
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use ash::vk;
@@ -20,6 +20,8 @@ pub(crate) struct Gpu {
     address: u64,
     mapped: *mut u8,
     used: usize,
+    /// Pipelines by shader and constants: compiling takes longer than all else here.
+    pipelines: HashMap<(String, Vec<u32>), (vk::Pipeline, vk::PipelineLayout)>,
     /// The driver's library, which must outlive what was made with it.
     _library: (ash::Entry, ash::Instance),
 }
@@ -57,12 +59,7 @@ impl Gpu {
         let physical = *devices.first().ok_or("the loader lists no device")?;
         // SAFETY: `physical` came from this instance.
         let properties = unsafe { instance.get_physical_device_properties(physical) };
-        eprintln!(
-            "device: {:?}",
-            properties
-                .device_name_as_c_str()
-                .unwrap_or(CStr::from_bytes_with_nul(b"?\0").expect("ends in nul"))
-        );
+        eprintln!("device: {:?}", properties.device_name_as_c_str().unwrap_or(c"?"));
         // SAFETY: as above.
         let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
         let family = families
@@ -100,7 +97,17 @@ impl Gpu {
         let memory = unsafe { instance.get_physical_device_memory_properties(physical) };
         let (address, mapped) = allocate(&device, &memory)?;
         let _library = (entry, instance);
-        Ok(Self { device, queue, commands, pool, address, mapped, used: 0, _library })
+        Ok(Self {
+            device,
+            queue,
+            commands,
+            pool,
+            address,
+            mapped,
+            used: 0,
+            pipelines: HashMap::new(),
+            _library,
+        })
     }
 
     /// Gives all room back.
@@ -140,26 +147,32 @@ impl Gpu {
 
     /// Runs a shader to its end: specialisation constants from number 0 on, push constants, groups.
     pub(crate) fn run(&mut self, shader: &str, constants: &[u32], push: &[u8], groups: [u32; 3]) {
-        let code = trefoil_kernels_vulkan::shader(shader)
-            .unwrap_or_else(|| panic!("there is a shader {shader}"));
-        self.dispatch(&code, constants, push, groups)
+        let key = (shader.to_owned(), constants.to_vec());
+        if !self.pipelines.contains_key(&key) {
+            let made = self.compile(shader, constants, push.len() as u32);
+            let made = made.unwrap_or_else(|error| panic!("{shader}: {error}"));
+            self.pipelines.insert(key.clone(), made);
+        }
+        let (pipeline, layout) = self.pipelines[&key];
+        self.dispatch(pipeline, layout, push, groups)
             .unwrap_or_else(|error| panic!("{shader}: {error}"));
     }
 
-    fn dispatch(
-        &mut self,
-        code: &[u32],
+    fn compile(
+        &self,
+        shader: &str,
         constants: &[u32],
-        push: &[u8],
-        groups: [u32; 3],
-    ) -> Result<(), vk::Result> {
+        push_bytes: u32,
+    ) -> Result<(vk::Pipeline, vk::PipelineLayout), vk::Result> {
+        let code = trefoil_kernels_vulkan::shader(shader)
+            .unwrap_or_else(|| panic!("there is a shader {shader}"));
         let device = &self.device;
-        let info = vk::ShaderModuleCreateInfo::default().code(code);
+        let info = vk::ShaderModuleCreateInfo::default().code(&code);
         // SAFETY: the words are a module that glslang made for this version of Vulkan.
         let module = unsafe { device.create_shader_module(&info, None) }?;
         let ranges = [vk::PushConstantRange::default()
             .stage_flags(vk::ShaderStageFlags::COMPUTE)
-            .size(push.len() as u32)];
+            .size(push_bytes)];
         let info = vk::PipelineLayoutCreateInfo::default().push_constant_ranges(&ranges);
         // SAFETY: `info` is complete; push constants are within the 128 bytes every device has.
         let layout = unsafe { device.create_pipeline_layout(&info, None) }?;
@@ -175,23 +188,35 @@ impl Gpu {
             .name(c"main")
             .specialization_info(&constants);
         let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout)];
-        // SAFETY: module and layout are of this device; the constants' type is 32 bits each.
-        let made =
-            unsafe { device.create_compute_pipelines(vk::PipelineCache::null(), &info, None) };
-        let pipeline = made.map_err(|(_, error)| error)?[0];
-        // SAFETY: nothing recorded from the pool is running: each dispatch is waited for.
-        unsafe { device.reset_command_pool(self.pool, vk::CommandPoolResetFlags::empty()) }?;
-        // SAFETY: `commands` is in its initial state and all handles are of this device; addresses in
-        // the push constants are of `self`'s memory, by the tests' care. The queue is this thread's.
+        let cache = vk::PipelineCache::null();
+        // SAFETY: module and layout are of this device; the constants are 32 bits each.
+        let made = unsafe { device.create_compute_pipelines(cache, &info, None) };
+        // SAFETY: a module is not needed once its pipeline is made.
+        unsafe { device.destroy_shader_module(module, None) };
+        Ok((made.map_err(|(_, error)| error)?[0], layout))
+    }
+
+    fn dispatch(
+        &mut self,
+        pipeline: vk::Pipeline,
+        layout: vk::PipelineLayout,
+        push: &[u8],
+        groups: [u32; 3],
+    ) -> Result<(), vk::Result> {
+        let (device, commands) = (&self.device, self.commands);
+        let barrier = [vk::MemoryBarrier::default()
+            .src_access_mask(vk::AccessFlags::SHADER_WRITE)
+            .dst_access_mask(vk::AccessFlags::HOST_READ)];
+        let submits = [vk::SubmitInfo::default().command_buffers(std::slice::from_ref(&commands))];
+        // SAFETY: nothing recorded from the pool is running, for each dispatch is waited for; so
+        // `commands` is in its initial state. All handles are of this device, addresses in the push
+        // constants are of `self`'s memory by the tests' care, and the queue is this thread's.
         unsafe {
-            let commands = self.commands;
+            device.reset_command_pool(self.pool, vk::CommandPoolResetFlags::empty())?;
             device.begin_command_buffer(commands, &vk::CommandBufferBeginInfo::default())?;
             device.cmd_bind_pipeline(commands, vk::PipelineBindPoint::COMPUTE, pipeline);
             device.cmd_push_constants(commands, layout, vk::ShaderStageFlags::COMPUTE, 0, push);
             device.cmd_dispatch(commands, groups[0], groups[1], groups[2]);
-            let barrier = [vk::MemoryBarrier::default()
-                .src_access_mask(vk::AccessFlags::SHADER_WRITE)
-                .dst_access_mask(vk::AccessFlags::HOST_READ)];
             device.cmd_pipeline_barrier(
                 commands,
                 vk::PipelineStageFlags::COMPUTE_SHADER,
@@ -202,18 +227,9 @@ impl Gpu {
                 &[],
             );
             device.end_command_buffer(commands)?;
-            let submits =
-                [vk::SubmitInfo::default().command_buffers(std::slice::from_ref(&commands))];
             device.queue_submit(self.queue, &submits, vk::Fence::null())?;
-            device.queue_wait_idle(self.queue)?;
+            device.queue_wait_idle(self.queue)
         }
-        // SAFETY: the work that used them has ended.
-        unsafe {
-            device.destroy_pipeline(pipeline, None);
-            device.destroy_pipeline_layout(layout, None);
-            device.destroy_shader_module(module, None);
-        }
-        Ok(())
     }
 }
 

@@ -2,4 +2,6 @@
 //! reference. Where there is no driver at all, the tests say so and test nothing.
 
 mod blocks;
+mod experts;
 mod gpu;
+mod ops;
