@@ -11,4 +11,5 @@ pub mod quantize;
 pub mod runner;
 pub mod self_test;
 pub mod service;
+pub mod synthetic;
 pub mod text;
