@@ -1,6 +1,7 @@
 //! Text, KV cache, executor of plans, generation.
 
 pub mod backends;
+pub mod bench;
 pub mod evaluate;
 pub mod executor;
 pub mod generate;

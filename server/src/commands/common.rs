@@ -16,7 +16,12 @@ use crate::exit::{Failure, Status};
 
 /// Finds the devices.
 pub(crate) fn backends(args: &PlacementArgs) -> Backends {
-    Backends::detect(BackendOptions { threads: args.threads, exact: args.exact })
+    Backends::detect(backend_options(args))
+}
+
+/// How the devices are set up.
+pub(crate) fn backend_options(args: &PlacementArgs) -> BackendOptions {
+    BackendOptions { threads: args.threads, exact: args.exact }
 }
 
 /// A model's options from the flags.
