@@ -120,12 +120,15 @@ impl<'a> Rig<'a> {
     /// before it.
     pub fn run(&mut self, case: Case) -> Result<f64, BenchError> {
         let vocabulary = self.lowered.vocabulary();
-        let token = |position: usize| ((position * 7919 + 13) % vocabulary) as u32;
+        // Sequences differ, so that mixtures of experts spread their rows.
+        let token = |sequence: usize, position: usize| {
+            ((position * 7919 + sequence * 104_729 + 13) % vocabulary) as u32
+        };
         let Ready { runner, sequences, .. } = self.prepare(case, token)?;
         let positions = case.depth..case.context();
         let seconds = match case.work {
             Work::Prompt { .. } => {
-                let tokens: Vec<u32> = positions.map(token).collect();
+                let tokens: Vec<u32> = positions.map(|position| token(0, position)).collect();
                 let start = Instant::now();
                 runner.feed(&mut sequences[0], &tokens, Outputs::Last, |_, logits| {
                     std::hint::black_box(logits);
@@ -137,7 +140,9 @@ impl<'a> Rig<'a> {
                 let mut tokens = vec![0; batch];
                 let start = Instant::now();
                 for position in positions {
-                    tokens.fill(token(position));
+                    for (sequence, slot) in tokens.iter_mut().enumerate() {
+                        *slot = token(sequence, position);
+                    }
                     runner.decode(&mut all, &tokens, |_, logits| {
                         std::hint::black_box(logits);
                     })?;
@@ -152,7 +157,7 @@ impl<'a> Rig<'a> {
     fn prepare(
         &mut self,
         case: Case,
-        token: impl Fn(usize) -> u32,
+        token: impl Fn(usize, usize) -> u32,
     ) -> Result<&mut Ready, BenchError> {
         let batch = case.batch();
         if self.ready.as_ref().is_none_or(|ready| ready.batch != batch) {
@@ -164,10 +169,11 @@ impl<'a> Rig<'a> {
             self.ready = Some(Ready { runner, batch, sequences });
         }
         let ready = self.ready.as_mut().expect("made above");
-        for sequence in &mut ready.sequences {
+        for (index, sequence) in ready.sequences.iter_mut().enumerate() {
             // A position always has the same token, so that what is there can stay.
             ready.runner.rewind(sequence, case.depth);
-            let missing: Vec<u32> = (sequence.len()..case.depth).map(&token).collect();
+            let missing = sequence.len()..case.depth;
+            let missing: Vec<u32> = missing.map(|position| token(index, position)).collect();
             ready.runner.feed(sequence, &missing, Outputs::None, |_, _| ())?;
         }
         Ok(ready)

@@ -40,23 +40,29 @@ pub fn normal(count: usize, size: f32, seed: u64) -> Vec<f32> {
     (0..count).map(|_| random.normal() * size).collect()
 }
 
-/// Blocks that decode to numbers of deviation `size` around 0, made once and copied to wherever
-/// they are needed: encoding a whole model would take minutes.
+/// Blocks that decode to numbers of deviation `size` around 0, made once and drawn from: encoding a
+/// whole model would take minutes.
 ///
 /// Where trefoil has no encoder, blocks are random bits with scales that give that deviation.
 #[derive(Debug)]
 pub struct BlockPool {
     block: BlockType,
-    /// All blocks, then all but the last of them again: a whole pool can be taken from any block on.
     bytes: Vec<u8>,
-    blocks: usize,
+    /// Bytes that are drawn together: whole blocks.
+    unit: usize,
 }
 
+/// Fewest bytes drawn together, so that formats of small blocks are not drawn one by one.
+const UNIT: usize = 128;
+/// About the bytes of a piece.
+const PIECE: usize = 1 << 20;
+
 impl BlockPool {
-    /// A pool of about `elements` numbers (at least one block).
+    /// A pool of about `elements` numbers.
     pub fn new(block: BlockType, size: f32, elements: usize, seed: u64) -> Self {
         let info = block.info();
-        let blocks = elements.div_ceil(info.elements).max(1);
+        let unit = UNIT.div_ceil(info.bytes);
+        let blocks = elements.div_ceil(info.elements).next_multiple_of(unit).max(unit);
         let mut random = Random::new(seed);
         let mut bytes = vec![0; blocks * info.bytes];
         if can_encode(block) {
@@ -66,25 +72,31 @@ impl BlockPool {
         } else {
             fill(block, size, &mut bytes, &mut random);
         }
-        bytes.extend_from_within(..(blocks - 1) * info.bytes);
-        Self { block, bytes, blocks }
+        Self { block, bytes, unit: unit * info.bytes }
     }
 
-    /// Calls `sink` with pieces that are together `elements` numbers (whole blocks), each piece
-    /// from another place of the pool.
+    /// Calls `sink` with pieces of about a MiB that are together `elements` numbers (whole blocks),
+    /// drawn from the pool so that hardly two rows are equal.
     pub fn pieces<E>(
         &self,
         elements: u64,
         random: &mut Random,
         mut sink: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let info = self.block.info();
-        let mut left = elements / info.elements as u64;
+        let (info, unit) = (self.block.info(), self.unit);
+        let (units, most) = (self.bytes.len() / unit, PIECE / unit * unit);
+        let mut left = elements / info.elements as u64 * info.bytes as u64;
+        let mut piece = Vec::with_capacity(most);
         while left > 0 {
-            let count = left.min(self.blocks as u64) as usize;
-            let first = random.below(self.blocks);
-            sink(&self.bytes[first * info.bytes..(first + count) * info.bytes])?;
-            left -= count as u64;
+            piece.clear();
+            let len = left.min(most as u64) as usize;
+            while piece.len() < len {
+                let first = random.below(units) * unit;
+                let end = first + unit.min(len - piece.len());
+                piece.extend_from_slice(&self.bytes[first..end]);
+            }
+            sink(&piece)?;
+            left -= len as u64;
         }
         Ok(())
     }
@@ -181,17 +193,20 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_as_long_as_asked_and_differ() {
-        let pool = BlockPool::new(BlockType::Q8_0, 1.0, 1024, 7);
-        let mut random = Random::new(2);
+    fn pieces_are_as_long_as_asked_and_rows_differ() {
+        let pool = BlockPool::new(BlockType::Q8_0, 1.0, 1 << 14, 7);
         let (mut lens, mut all) = (Vec::new(), Vec::new());
-        let result = pool.pieces(2560, &mut random, |piece| {
+        let result = pool.pieces(1 << 20, &mut Random::new(2), |piece| {
             lens.push(piece.len());
             all.extend_from_slice(piece);
             Ok::<_, ()>(())
         });
         assert_eq!(result, Ok(()));
-        assert_eq!(lens, [32 * 34, 32 * 34, 16 * 34]);
-        assert_ne!(all[..1088], all[1088..2176]);
+        assert_eq!((lens.len(), all.len()), (2, (1 << 15) * 34));
+        let mut rows: Vec<&[u8]> = all.chunks(16 * 34).collect();
+        rows.sort_unstable();
+        assert!(rows.windows(2).all(|pair| pair[0] != pair[1]), "rows of 512 numbers");
+        // Less than what is drawn together.
+        assert_eq!(pool.draw(32, &mut Random::new(2)), all[..34]);
     }
 }

@@ -272,3 +272,41 @@ fn tokenizer_keys(
 ) -> impl Iterator<Item = (&str, &trefoil_graph::metadata::Value)> {
     metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_as_large_as_published_ones() {
+        let published = [
+            ("llama-3.1-8b", "F32", 32.13),
+            ("llama-3.1-8b", "F16", 16.07),
+            ("llama-3.1-8b", "Q8_0", 8.54),
+            ("llama-3.1-8b", "Q6_K", 6.60),
+            ("llama-3.1-8b", "Q5_K_M", 5.73),
+            ("llama-3.1-8b", "Q5_K_S", 5.60),
+            ("llama-3.1-8b", "Q4_K_M", 4.92),
+            ("llama-3.1-8b", "Q4_K_S", 4.69),
+            ("llama-3.1-8b", "Q4_0", 4.66),
+            ("llama-3.1-8b", "Q3_K_L", 4.32),
+            ("llama-3.1-8b", "Q3_K_M", 4.02),
+            ("llama-3.1-8b", "Q3_K_S", 3.66),
+            ("llama-3.1-8b", "Q2_K", 3.18),
+            ("qwen3-8b", "Q4_K_M", 5.03),
+            ("qwen3-8b", "Q8_0", 8.71),
+            ("qwen3-4b", "Q4_K_M", 2.50),
+            ("qwen3-30b-a3b", "Q4_K_M", 18.56),
+            ("llama-3.2-1b", "Q4_K_M", 0.808),
+        ];
+        for (shape, mixture, want) in published {
+            let shape: Shape = shape.parse().expect("a shape");
+            let mixture: Mixture = mixture.parse().expect("a file type");
+            let model = Synthetic { shape, mixture, tokenizer: None };
+            let got = model.bytes().expect("storable") as f64 / 1e9;
+            // Published files have some MB of vocabulary more.
+            let share = got / want;
+            assert!((0.985..1.005).contains(&share), "{shape} {mixture}: {got} GB for {want}");
+        }
+    }
+}
