@@ -309,8 +309,7 @@ class Trefoil:
         command = [arguments.trefoil, "bench", path, "--wait"]
         for flag in ["prompt", "generate", "depth", "batch"]:
             command += [f"--{flag}", ",".join(map(str, getattr(arguments, flag)))]
-        if arguments.threads:
-            command += ["--threads", str(arguments.threads)]
+        command += ["--threads", str(arguments.threads or physical_cores())]
         command += arguments.trefoil_flag
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True)
