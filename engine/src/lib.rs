@@ -1,6 +1,8 @@
 //! Text, KV cache, executor of plans, generation.
 
 pub mod backends;
+pub mod bench;
+pub mod cache;
 pub mod evaluate;
 pub mod executor;
 pub mod generate;
@@ -12,4 +14,5 @@ pub mod quantize;
 pub mod runner;
 pub mod self_test;
 pub mod service;
+pub mod synthetic;
 pub mod text;

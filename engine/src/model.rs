@@ -73,6 +73,10 @@ pub struct ModelOptions {
     pub page_tokens: usize,
     /// Most tokens of a prompt chunk.
     pub chunk: usize,
+    /// Sequences that one decode step may carry; at least 1.
+    pub decode_batch: usize,
+    /// Tokens that the KV cache holds for all sequences together; one context if absent or less.
+    pub kv_tokens: Option<usize>,
     /// Choices about the graph.
     pub lower: LowerOptions,
 }
@@ -92,6 +96,8 @@ impl Default for ModelOptions {
             kv_type: KvType::F16,
             page_tokens: 16,
             chunk: 512,
+            decode_batch: 1,
+            kv_tokens: None,
             lower: LowerOptions::default(),
         }
     }
@@ -150,15 +156,21 @@ impl Lowered {
         context.clamp(1, trained)
     }
 
+    /// Tokens that the KV pages of a run with `options` hold.
+    fn kv_tokens(&self, options: &ModelOptions) -> usize {
+        self.context(options).max(options.kv_tokens.unwrap_or(0))
+    }
+
     /// Buckets that programs are compiled for.
     fn buckets(&self, options: &ModelOptions) -> [Bucket; 2] {
         // An encoder reads a whole text in one step.
         let chunk = if self.hyper.causal { options.chunk } else { self.context(options) };
         let max_tokens = chunk.clamp(1, self.context(options));
         let max_outputs = if self.hyper.causal { max_tokens.min(MAX_OUTPUTS) } else { max_tokens };
+        let batch = options.decode_batch.max(1);
         [
             Bucket { phase: Phase::Prefill, min_tokens: 2, max_tokens, max_outputs },
-            Bucket { phase: Phase::Decode, min_tokens: 1, max_tokens: 1, max_outputs: 1 },
+            Bucket { phase: Phase::Decode, min_tokens: 1, max_tokens: batch, max_outputs: batch },
         ]
     }
 
@@ -168,8 +180,9 @@ impl Lowered {
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             plan.check(&self.fingerprint, &self.graph, &names)?;
-            if plan.context > self.hyper.context {
-                let (what, expected) = ("context", format!("at most {}", self.hyper.context));
+            let most = self.hyper.context.max(options.kv_tokens.unwrap_or(0));
+            if plan.context > most {
+                let (what, expected) = ("context", format!("at most {most}"));
                 return Err(
                     PlanError::Size { what: what.to_owned(), expected, got: plan.context }.into()
                 );
@@ -187,7 +200,7 @@ impl Lowered {
             device: options.device.as_deref(),
             pins: &options.pins,
             buckets: &self.buckets(options),
-            context: self.context(options),
+            context: self.kv_tokens(options),
             kv_element_bytes: options.kv_type.bytes(),
         })?)
     }
@@ -210,6 +223,7 @@ impl Lowered {
         )?;
         let executor = Executor::new(&self.graph, plan, &backends.devices, &backends.memory, kv)?;
         let vocabulary = self.vocabulary();
-        Ok(Runner::new(executor, &self.hyper, vocabulary, options.chunk, plan.context))
+        let context = plan.context.min(self.hyper.context);
+        Ok(Runner::new(executor, &self.hyper, vocabulary, options.chunk, context))
     }
 }

@@ -80,6 +80,14 @@ pub enum RunError {
         /// Tokens of the text.
         got: usize,
     },
+    /// Sequences and tokens of a decode step that do not pair up.
+    #[error("expected one token for each of {sequences} sequences, got {tokens}")]
+    UnpairedTokens {
+        /// Sequences of the step.
+        sequences: usize,
+        /// Tokens of the step.
+        tokens: usize,
+    },
     /// Nothing to begin with.
     #[error("expected a prompt of at least 1 token, got none")]
     EmptyPrompt,
@@ -89,6 +97,14 @@ pub enum RunError {
     /// The step failed.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
+}
+
+/// One sequence's rows of a step.
+struct Part<'a> {
+    sequence: &'a mut Sequence,
+    tokens: &'a [u32],
+    /// First row whose output is wanted, among `tokens`; all after it are wanted too.
+    first_wanted: usize,
 }
 
 /// An executor with what it needs to know of its model.
@@ -141,7 +157,13 @@ impl Runner {
         self.executor.kv.release(&mut sequence.pages);
     }
 
-    /// Tokens that all sequences together can hold.
+    /// Takes a sequence back to its first `len` tokens, keeping its pages: what comes next is as if
+    /// the others had never been. Does nothing if it has no more.
+    pub fn rewind(&self, sequence: &mut Sequence, len: usize) {
+        sequence.past = sequence.past.min(len);
+    }
+
+    /// Tokens that a sequence can hold at most.
     pub fn context(&self) -> usize {
         self.context
     }
@@ -185,12 +207,47 @@ impl Runner {
             }
             let end = self.chunk_end(tokens.len(), done, first_wanted);
             let wanted = first_wanted.clamp(done, end)..end;
-            self.step(sequence, &tokens[done..end], wanted.start - done, |row, values| {
-                each(done + row, values);
-            })?;
+            let first_wanted = wanted.start - done;
+            let part = Part { sequence, tokens: &tokens[done..end], first_wanted };
+            self.step(&mut [part], |row, values| each(wanted.start + row, values))?;
             done = end;
         }
         Ok(())
+    }
+
+    /// Decodes one token of each sequence in one step, `tokens[i]` for `sequences[i]`, and calls
+    /// `each` with `i` and the output of its row. At most [`Runner::decode_batch`] sequences.
+    ///
+    /// # Errors
+    /// Those of [`Runner::feed`]; no sequence is longer then.
+    pub fn decode(
+        &mut self,
+        sequences: &mut [&mut Sequence],
+        tokens: &[u32],
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        if sequences.len() != tokens.len() {
+            let (sequences, tokens) = (sequences.len(), tokens.len());
+            return Err(RunError::UnpairedTokens { sequences, tokens });
+        }
+        let pairs = || tokens.chunks_exact(1);
+        for (sequence, token) in sequences.iter_mut().zip(pairs()) {
+            self.check(sequence, token)?;
+        }
+        let mut parts: Vec<Part<'_>> = sequences
+            .iter_mut()
+            .zip(pairs())
+            .map(|(sequence, tokens)| Part { sequence, tokens, first_wanted: 0 })
+            .collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
+        self.step(&mut parts, each)
+    }
+
+    /// Sequences that one decode step can carry.
+    pub fn decode_batch(&self) -> usize {
+        self.executor.max_tokens(Phase::Decode)
     }
 
     fn check(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<(), RunError> {
@@ -222,27 +279,34 @@ impl Runner {
         end.min(first_wanted.max(done) + most_outputs)
     }
 
+    /// Runs one step of all `parts` and calls `each` with the number and values of each wanted row.
     fn step(
         &mut self,
-        sequence: &mut Sequence,
-        tokens: &[u32],
-        first_wanted: usize,
+        parts: &mut [Part<'_>],
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
-        let phase = if tokens.len() == 1 { Phase::Decode } else { Phase::Prefill };
-        let Sequence { pages, past, long_rope, .. } = sequence;
-        let wanted = first_wanted as u32..tokens.len() as u32;
+        let decodes = parts.iter().all(|part| part.tokens.len() == 1);
+        let phase = if decodes { Phase::Decode } else { Phase::Prefill };
+        let wanted: usize = parts.iter().map(|part| part.tokens.len() - part.first_wanted).sum();
         self.executor.step(
             phase,
-            |step| step.push_sequence(tokens, *past as u32, pages, *long_rope, wanted.clone()),
+            |step| {
+                for Part { sequence, tokens, first_wanted } in &*parts {
+                    let Sequence { pages, past, long_rope, .. } = &**sequence;
+                    let rows = *first_wanted as u32..tokens.len() as u32;
+                    step.push_sequence(tokens, *past as u32, pages, *long_rope, rows);
+                }
+            },
             |values| {
-                let rows = wanted.len().max(1);
-                for (row, values) in values.chunks_exact((values.len() / rows).max(1)).enumerate() {
-                    each(first_wanted + row, values);
+                let width = (values.len() / wanted.max(1)).max(1);
+                for (row, values) in values.chunks_exact(width).enumerate() {
+                    each(row, values);
                 }
             },
         )?;
-        sequence.past += tokens.len();
+        for part in parts {
+            part.sequence.past += part.tokens.len();
+        }
         Ok(())
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use trefoil_engine::quantize::Mixture;
+use trefoil_engine::synthetic::Shape;
 use trefoil_scheduler::Pin;
 
 /// Run language models over every processor of one machine.
@@ -68,6 +70,8 @@ pub(crate) enum Command {
     Perplexity(PerplexityArgs),
     /// Write a model in another number format
     Quantize(QuantizeArgs),
+    /// Measure how fast the engine reads prompts and generates
+    Bench(BenchArgs),
     /// Print shell completions
     Completions {
         /// The shell
@@ -368,4 +372,56 @@ pub(crate) struct QuantizeArgs {
     /// Print a JSON summary
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
+    pub(crate) model: Option<String>,
+    /// Measure made-up weights in the shape of a published model, such as qwen3-8b
+    #[arg(long, value_name = "NAME", requires = "quant")]
+    pub(crate) shape: Option<Shape>,
+    /// File type of the made-up weights, such as Q4_K_M
+    #[arg(long, value_name = "TYPE", requires = "shape")]
+    pub(crate) quant: Option<Mixture>,
+    /// GGUF file that the made-up model takes its tokenizer from [default: a made-up one]
+    #[arg(long, value_name = "FILE", requires = "shape")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Folder that keeps made-up models [default: trefoil/shapes in the user's cache]
+    #[arg(long, value_name = "DIR", requires = "shape")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Only make the model and print its path
+    #[arg(long, requires = "shape", conflicts_with_all = ["json", "markdown", "wait"])]
+    pub(crate) make: bool,
+    /// Prompt lengths; 0 for none
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "512")]
+    pub(crate) prompt: Vec<usize>,
+    /// Numbers of tokens to generate; 0 for none
+    #[arg(short = 'n', long, value_name = "LIST", value_delimiter = ',', default_value = "128")]
+    pub(crate) generate: Vec<usize>,
+    /// Tokens in the KV cache before each run
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<usize>,
+    /// Numbers of sequences that generate together
+    #[arg(
+        short, long, value_name = "LIST", value_delimiter = ',', default_value = "1",
+        value_parser = positive
+    )]
+    pub(crate) batch: Vec<usize>,
+    /// Runs that count, after one that does not
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub(crate) runs: usize,
+    /// Print one JSON document
+    #[arg(long, conflicts_with = "markdown")]
+    pub(crate) json: bool,
+    /// Print a Markdown table: the default
+    #[arg(long)]
+    pub(crate) markdown: bool,
+    /// Take turns with another program: run the case named by each line of standard input once and
+    /// print a JSON line; the first line lists the cases
+    #[arg(long, conflicts_with_all = ["json", "markdown", "runs"])]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
 }

@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use trefoil_engine::bench::BenchError;
 use trefoil_engine::evaluate::EvaluateError;
 use trefoil_engine::model::ModelError;
 use trefoil_engine::runner::RunError;
+use trefoil_engine::synthetic::SyntheticError;
 
 /// Why a command failed, by exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +136,26 @@ impl From<RunError> for Failure {
             | RunError::EmptyPrompt => Status::Usage,
             RunError::NoPages { .. } | RunError::Execute(_) => Status::Device,
             _ => Status::Failed,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Model(error) => error.into(),
+            BenchError::Run(error) => error.into(),
+            error => Self::new(Status::Usage, error),
+        }
+    }
+}
+
+impl From<SyntheticError> for Failure {
+    fn from(error: SyntheticError) -> Self {
+        let status = match &error {
+            SyntheticError::Space { .. } | SyntheticError::Write { .. } => Status::Failed,
+            _ => Status::Usage,
         };
         Self::new(status, error)
     }

@@ -63,6 +63,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Logits(args) => args.json,
         Command::Perplexity(args) => args.json,
         Command::Quantize(args) => args.json,
+        Command::Bench(args) => args.json || args.wait,
         Command::Chat(_) | Command::Serve(_) | Command::Completions { .. } => false,
     }
 }
@@ -79,6 +80,7 @@ fn dispatch(command: Command, global: &Global) -> Outcome {
         Command::Logits(args) => commands::logits::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "trefoil", &mut out);

@@ -1,5 +1,6 @@
 //! The program as its users meet it: command line, HTTP server, official clients, real models.
 
+mod cli_bench;
 mod cli_errors;
 mod cli_generate;
 mod cli_signals;

@@ -17,8 +17,8 @@
 
 use std::time::Duration;
 
-use trefoil_benches::stats::seconds;
-use trefoil_benches::weights::{BlockSource, normal};
+use trefoil_engine::bench::{read_bandwidth, seconds};
+use trefoil_engine::synthetic::{BlockPool, Random, normal};
 use trefoil_graph::BlockType;
 use trefoil_kernels::cpu::{Form, Input, Matrix, Projection, Scratch, ThreadPool, linear_many};
 
@@ -64,7 +64,7 @@ fn main() {
         n => ThreadPool::new(n),
     };
     let pool = pool.expect("threads start");
-    let floor = read_bandwidth(&pool);
+    let floor = read_bandwidth(&pool) / 1e9;
     println!("{pool:?}; memory is read at {floor:.1} GB/s");
     println!(
         "{:>8} {:>12}  {:>8} {:>6} {:>8}  {:>8}",
@@ -85,27 +85,12 @@ fn main() {
     }
 }
 
-/// GB/s at which all threads together read memory.
-fn read_bandwidth(pool: &ThreadPool) -> f64 {
-    let memory = vec![1u64; 32 << 20];
-    let part = memory.len() / 64;
-    let taken = seconds(Duration::from_millis(500), 5, || {
-        pool.run(64, |task, _| {
-            let part = &memory[task * part..(task + 1) * part];
-            let mut sums = [0u64; 64];
-            for chunk in part.as_chunks::<64>().0 {
-                sums.iter_mut().zip(chunk).for_each(|(sum, v)| *sum = sum.wrapping_add(*v));
-            }
-            std::hint::black_box(sums);
-        });
-    });
-    size_of_val(&memory[..]) as f64 / taken.best / 1e9
+fn weights(block: BlockType, elements: usize) -> Vec<u8> {
+    BlockPool::new(block, 0.05, 1 << 18, 1).draw(elements as u64, &mut Random::new(1))
 }
 
 fn decode(pool: &ThreadPool, block: BlockType, n: usize, k: usize, least: usize) -> f64 {
-    let mut source = BlockSource::new(block, 0.05, 1);
-    let mut one = Vec::new();
-    source.draw(n * k, &mut one);
+    let one = weights(block, n * k);
     let copies = least.div_ceil(one.len());
     let all = one.repeat(copies);
     let x = normal(k, 1.0, 2);
@@ -123,9 +108,7 @@ fn decode(pool: &ThreadPool, block: BlockType, n: usize, k: usize, least: usize)
 }
 
 fn prefill(pool: &ThreadPool, block: BlockType, n: usize, k: usize, rows: usize) -> f64 {
-    let mut source = BlockSource::new(block, 0.05, 1);
-    let mut bytes = Vec::new();
-    source.draw(n * k, &mut bytes);
+    let bytes = weights(block, n * k);
     let weight = Matrix::new(block, n, k, &bytes).expect("a whole matrix");
     let x = normal(rows * k, 1.0, 2);
     let mut out = vec![0.0; rows * n];

@@ -1,5 +1,6 @@
 //! Writing a model anew in another number format, tensor by tensor in flat memory.
 
+mod mixture;
 mod recipe;
 mod recode;
 
@@ -12,7 +13,9 @@ use trefoil_graph::gguf::{FileWriter, TensorSpec};
 use trefoil_graph::{BlockType, ModelFile, ModelFileError, Origin, Storage, Tensor};
 use trefoil_telemetry::Bytes;
 
-use recipe::{Choice, Recipe};
+pub use mixture::{Mixture, MixtureFacts, UnknownMixture};
+pub(crate) use recipe::Choice;
+use recipe::Recipe;
 pub use recipe::{Fallback, SMALL, Target, UnknownTarget};
 use recode::{Lost, Recoder};
 

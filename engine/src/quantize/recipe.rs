@@ -5,7 +5,7 @@
 //! positions and segments, short convolutions, rotary factors. Integers stay as they are. Rows that
 //! are no whole number of the target's blocks get Q8_0 if they are whole blocks of 32, else F16.
 //!
-//! The mix `Q4_K_M` spends more bits (Q6_K) where an error spreads furthest:
+//! The mix `Q4_K_M` ([`Mixture`]) spends more bits (Q6_K) where an error spreads furthest:
 //! - on the table that makes the logits: `output`, or `token_embd` if that serves for both;
 //! - on `attn_v` and `ffn_down` in half of the layers. Nothing after these two matrices smooths
 //!   their error: values are summed as they are, and what `ffn_down` makes is added to the residual
@@ -18,6 +18,8 @@ use std::str::FromStr;
 
 use serde::Serialize;
 use trefoil_graph::{BlockType, ModelFile, Tensor};
+
+use super::mixture::{Mixture, MixtureFacts};
 
 /// Tensors of fewer elements stay F32.
 pub const SMALL: u64 = 4096;
@@ -116,70 +118,56 @@ pub struct Fallback {
 /// The types of one model's tensors.
 pub(super) struct Recipe {
     to: Target,
-    layers: u64,
-    has_output: bool,
+    facts: MixtureFacts,
 }
 
 /// The type of one tensor, and the type wanted if that is another.
-pub(super) struct Choice {
-    pub(super) block: BlockType,
-    pub(super) wanted: Option<BlockType>,
+pub(crate) struct Choice {
+    pub(crate) block: BlockType,
+    pub(crate) wanted: Option<BlockType>,
+}
+
+impl Choice {
+    /// The type of the tensor `name` of `shape` (outermost first) where matrices want `wanted`.
+    pub(crate) fn new(name: &str, shape: &[u64], wanted: impl FnOnce() -> BlockType) -> Self {
+        if stays_f32(name, shape) {
+            return Self { block: BlockType::F32, wanted: None };
+        }
+        let (wanted, columns) = (wanted(), shape.last().copied().unwrap_or(1));
+        let fallbacks = [wanted, BlockType::Q8_0, BlockType::F16];
+        let block = fallbacks
+            .into_iter()
+            .find(|block| block.row_bytes(columns).is_some())
+            .unwrap_or(BlockType::F16);
+        Self { block, wanted: (block != wanted).then_some(wanted) }
+    }
 }
 
 impl Recipe {
     pub(super) fn new(file: &ModelFile, to: Target) -> Self {
         let numbers = file.tensors.keys().filter_map(|name| layer_and_role(name).0);
-        Self {
-            to,
+        let facts = MixtureFacts {
             layers: numbers.max().map_or(0, |last| last.saturating_add(1)),
-            has_output: file.tensors.contains_key("output.weight"),
-        }
+            // No target's mixture depends on it.
+            heads_per_kv: 1,
+            tied: !file.tensors.contains_key("output.weight"),
+        };
+        Self { to, facts }
     }
 
     pub(super) fn choose(&self, tensor: &Tensor) -> Choice {
         if tensor.block.is_integer() {
             return Choice { block: tensor.block, wanted: None };
         }
-        if stays_f32(tensor) {
-            return Choice { block: BlockType::F32, wanted: None };
-        }
-        let wanted = self.wanted(&tensor.name);
-        let (_, columns) = tensor.rows_and_columns();
-        let fallbacks = [wanted, BlockType::Q8_0, BlockType::F16];
-        let block = fallbacks
-            .into_iter()
-            .find(|block| block.row_bytes(columns).is_some())
-            .unwrap_or(BlockType::F16);
-        Choice { block, wanted: (block != wanted).then_some(wanted) }
+        Choice::new(&tensor.name, &tensor.shape, || match self.to {
+            Target::Q4_K_M => Mixture::Q4_K_M.wanted(&tensor.name, self.facts),
+            to => to.block(),
+        })
     }
-
-    fn wanted(&self, name: &str) -> BlockType {
-        if self.to != Target::Q4_K_M {
-            return self.to.block();
-        }
-        let more = match layer_and_role(name) {
-            (None, "output") => true,
-            (None, "token_embd") => !self.has_output,
-            (Some(layer), role) => {
-                let mut part = role.split('.');
-                let matters = matches!(part.next(), Some("attn_v" | "ffn_down" | "ffn_down_exps"));
-                matters && in_finer_half(layer, self.layers)
-            }
-            _ => false,
-        };
-        if more { BlockType::Q6_K } else { BlockType::Q4_K }
-    }
-}
-
-/// The first eighth of the layers, the last (at least one layer), and every third between.
-fn in_finer_half(layer: u64, layers: u64) -> bool {
-    let eighth = layers / 8;
-    let last_eighth = u128::from(layer) >= u128::from(layers) * 7 / 8;
-    layer < eighth || last_eighth || (layer - eighth) % 3 == 2
 }
 
 /// `7` and `ffn_down` of `blk.7.ffn_down.weight`; `output` of `output.weight`.
-fn layer_and_role(name: &str) -> (Option<u64>, &str) {
+pub(super) fn layer_and_role(name: &str) -> (Option<u64>, &str) {
     let role = name.strip_suffix(".weight").unwrap_or(name);
     let block = role.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     match block.and_then(|(layer, role)| Some((layer.parse().ok()?, role))) {
@@ -188,12 +176,12 @@ fn layer_and_role(name: &str) -> (Option<u64>, &str) {
     }
 }
 
-fn stays_f32(tensor: &Tensor) -> bool {
-    let (rows, columns) = tensor.rows_and_columns();
-    let (_, role) = layer_and_role(&tensor.name);
-    tensor.shape.len() < 2
-        || rows * columns < SMALL
-        || !tensor.name.ends_with(".weight")
+fn stays_f32(name: &str, shape: &[u64]) -> bool {
+    let elements = shape.iter().fold(1u64, |product, &size| product.saturating_mul(size));
+    let (_, role) = layer_and_role(name);
+    shape.len() < 2
+        || elements < SMALL
+        || !name.ends_with(".weight")
         || role.ends_with("_norm")
         || role.starts_with("rope_")
         || role.contains("conv")
@@ -203,17 +191,6 @@ fn stays_f32(tensor: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finer_half_is_the_ends_and_every_third() {
-        let finer = |layers| (0..layers).filter(|&n| in_finer_half(n, layers)).collect::<Vec<_>>();
-        assert_eq!(finer(8), [0, 3, 6, 7]);
-        assert_eq!(finer(1), [0]);
-        assert_eq!(finer(4), [2, 3]);
-        assert_eq!(finer(16), [0, 1, 4, 7, 10, 13, 14, 15]);
-        assert_eq!(finer(32), [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
-        assert!(in_finer_half(u64::MAX, u64::MAX), "no overflow");
-    }
 
     #[test]
     fn names_are_taken_apart() {

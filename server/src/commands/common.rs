@@ -1,11 +1,12 @@
 //! What several commands share: options from flags, loading, progress.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::cache;
 use trefoil_engine::kv::KvType;
 use trefoil_engine::loaded::Loaded;
 use trefoil_engine::model::ModelOptions;
@@ -16,6 +17,11 @@ use crate::exit::{Failure, Status};
 
 /// Finds the devices; those that the flags, pins or plan name are opened whatever they are.
 pub(crate) fn backends(args: &PlacementArgs, options: &ModelOptions) -> Backends {
+    Backends::detect(backend_options(args, options))
+}
+
+/// How the devices are set up.
+pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> BackendOptions {
     let pinned = options.pins.iter().map(|pin| pin.device.clone());
     let planned = options.plan.iter().flat_map(|plan| &plan.buckets);
     let planned = planned.flat_map(|bucket| bucket.units.iter().map(|unit| unit.device.clone()));
@@ -23,21 +29,13 @@ pub(crate) fn backends(args: &PlacementArgs, options: &ModelOptions) -> Backends
         options.device.iter().cloned().chain(pinned).chain(planned).collect();
     named.sort_unstable();
     named.dedup();
-    Backends::detect(BackendOptions {
+    BackendOptions {
         threads: args.threads,
         exact: args.exact,
         named,
-        cache: cache_folder(),
+        cache: cache::user_folder(),
         ..BackendOptions::default()
-    })
-}
-
-/// Folder for what is made once and kept, as the XDG base directory specification has it.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let base = set("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")))?;
-    Some(base.join("trefoil"))
+    }
 }
 
 /// A model's options from the flags.

@@ -4,17 +4,16 @@ use std::io::{Write, stdout};
 
 use serde_json::json;
 use trefoil_engine::backends::{BackendOptions, Backends, Gpus};
+use trefoil_engine::cache;
 use trefoil_telemetry::host_memory;
 
 use crate::cli::DevicesArgs;
 use crate::exit::Outcome;
 
-use super::common::cache_folder;
-
 pub(crate) fn run(args: &DevicesArgs) -> Outcome {
     let backends = Backends::detect(BackendOptions {
         gpus: Gpus::All,
-        cache: cache_folder(),
+        cache: cache::user_folder(),
         ..BackendOptions::default()
     });
     let memory = host_memory();
