@@ -10,7 +10,8 @@ use glslang::{
 };
 
 /// Shaders that exist once per block type, next to the block's own file in `shaders/blocks`.
-const PER_BLOCK: &[&str] = &["linear_vec", "linear_mat", "embed", "experts_vec", "experts_mat"];
+const PER_BLOCK: &[&str] =
+    &["linear_vec", "linear_mat", "linear_coop", "embed", "experts_vec", "experts_mat"];
 
 /// Shaders that exist once, or once per set of definitions.
 const SINGLE: &[(&str, &str, &[&str])] = &[
@@ -19,6 +20,7 @@ const SINGLE: &[(&str, &str, &[&str])] = &[
     ("kv_write", "kv_write", &[]),
     ("attention_vec", "attention_vec", &[]),
     ("attention_join", "attention_join", &[]),
+    ("attention_coop", "attention_coop", &[]),
     ("rows", "rows", &[]),
     ("normalise", "normalise", &[]),
     ("elementwise", "elementwise", &[]),

@@ -103,7 +103,9 @@ pub fn device(
     let features = Features {
         subgroup: adapter.subgroup.0,
         shared_bytes: adapter.shared_bytes,
-        matrices: adapter.matrices.iter().any(|m| (m.m, m.n, m.k) == (16, 16, 16)),
+        matrices: [16, 8]
+            .into_iter()
+            .find(|&edge| adapter.matrices.iter().any(|m| (m.m, m.n, m.k) == (edge, edge, edge))),
         max_part: usize::try_from(max_part).unwrap_or(usize::MAX),
     };
     let info = DeviceInfo {

@@ -6,6 +6,8 @@
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_KHR_shader_subgroup_vote : require
+#extension GL_KHR_shader_subgroup_shuffle : require
 
 layout(buffer_reference, std430, buffer_reference_align = 1) buffer Bytes { uint8_t at[]; };
 layout(buffer_reference, std430, buffer_reference_align = 1) buffer SignedBytes { int8_t at[]; };

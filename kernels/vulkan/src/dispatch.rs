@@ -7,8 +7,9 @@ pub struct Features {
     pub subgroup: u32,
     /// Bytes of memory that a workgroup can share.
     pub shared_bytes: u32,
-    /// Are there cooperative matrices of 16 x 16 x 16 halves with sums in f32, over a subgroup?
-    pub matrices: bool,
+    /// Rows and columns of cooperative matrices (products of halves with sums in f32, over a
+    /// subgroup), where the device has them.
+    pub matrices: Option<u32>,
     /// Largest piece of a weight that one buffer holds, in bytes.
     pub max_part: usize,
 }

@@ -72,6 +72,10 @@ impl Emit<'_> {
 
     pub(super) fn attention(&mut self, id: NodeIndex, op: &Attention, query: NodeIndex) {
         let counts = self.counts;
+        if let Some((edge, subgroups)) = self.attention_tiles(op) {
+            self.attention_of_many(id, op, query, edge, subgroups);
+            return;
+        }
         let at_once = rows_at_once(op, counts);
         let threads = THREADS.max(self.program.features.subgroup);
         let fours = op.head_dim as u32 / 4;
@@ -112,5 +116,52 @@ impl Emit<'_> {
                 .words([op.head_dim as u32, op.heads as u32, counts.splits, first]);
             self.push(join);
         }
+    }
+
+    /// Edge of the cooperative matrices and number of subgroups for many rows at once; `None` where
+    /// rows are few, or the shapes or formats do not fit.
+    fn attention_tiles(&self, op: &Attention) -> Option<(u32, u32)> {
+        let edge = self.matrices()?;
+        let counts = self.counts;
+        let fits = counts.half
+            && !self.few(counts.tokens)
+            && counts.page_tokens.is_multiple_of(edge)
+            && (op.head_dim as u32).is_multiple_of(edge);
+        // Shared memory of each subgroup, as `attention_coop.comp` has it.
+        let bytes = edge * (72 * 6 + (op.head_dim as u32 + 8) * 2 + 12);
+        let subgroups = (self.program.features.shared_bytes / bytes).min(4);
+        (fits && subgroups > 0).then_some((edge, subgroups))
+    }
+
+    fn attention_of_many(
+        &mut self,
+        id: NodeIndex,
+        op: &Attention,
+        query: NodeIndex,
+        edge: u32,
+        subgroups: u32,
+    ) {
+        let counts = self.counts;
+        let constants = [
+            subgroups * self.program.features.subgroup,
+            op.head_dim as u32,
+            (op.heads / op.kv_heads) as u32,
+            u32::from(op.causal),
+            edge,
+            subgroups,
+            counts.page_tokens,
+        ];
+        // Every sequence may begin a tile of its own.
+        let tiles = counts.tokens / (edge * subgroups) + counts.sequences;
+        let dispatch = Dispatch::new("attention_coop", &constants, [op.heads as u32, tiles, 1])
+            .read(self.tensor(query))
+            .read((Place::Step(StepField::Sequences), 0))
+            .read((Place::Step(StepField::Pages), 0))
+            .read((self.program.layout.kv_place(op.layer), 0))
+            .write(self.tensor(id))
+            .words([op.kv_heads as u32, counts.sequences])
+            .words([op.scale, op.softcap.unwrap_or(0.0)].map(f32::to_bits))
+            .words([op.window.unwrap_or(0)]);
+        self.push(dispatch);
     }
 }

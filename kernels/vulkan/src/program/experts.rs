@@ -84,7 +84,7 @@ impl Emit<'_> {
     }
 
     /// Addresses of the experts' matrices: gate, up, down.
-    fn matrices(&self, id: NodeIndex) -> [Spot; 3] {
+    fn expert_matrices(&self, id: NodeIndex) -> [Spot; 3] {
         let first = self.program.layout.expert_lists[&id];
         [0, 1, 2].map(|which| (Place::List(first + which), 0))
     }
@@ -97,7 +97,7 @@ impl Emit<'_> {
         route: NodeIndex,
         parts: &Parts,
     ) {
-        let [gate, up, down] = self.matrices(id);
+        let [gate, up, down] = self.expert_matrices(id);
         let threads = SUBGROUPS * self.program.features.subgroup;
         let pairs = self.rows_of(id) * op.top_k as u32;
         let function = function_number(op.function);
@@ -156,7 +156,7 @@ impl Emit<'_> {
         route: NodeIndex,
         parts: &Parts,
     ) {
-        let [gate, up, down] = self.matrices(id);
+        let [gate, up, down] = self.expert_matrices(id);
         let rows = self.rows_of(id);
         let experts = op.gate.len() as u32;
         let (first, order) = ((Place::Groups, parts.first), (Place::Groups, parts.order));

@@ -23,6 +23,10 @@ pub(super) const ROWS_PER_SUBGROUP: u32 = 2;
 /// Rows of x and outputs of a tile in many-row products.
 pub(super) const TILE: u32 = 64;
 
+/// Tile of products through cooperative matrices: rows of x and outputs of a workgroup, then of each
+/// of its subgroups.
+const COOP_TILE: [u32; 4] = [128, 128, 64, 32];
+
 /// What a linear's kernel does besides the product.
 pub(super) struct Extras {
     /// Where the result goes.
@@ -149,9 +153,18 @@ impl Emit<'_> {
         for (part, &(weight, first)) in self.parts(id, 0).iter().enumerate() {
             let outputs = self.part_rows(id, part);
             let at = |spot: Spot| (spot.0, spot.1 + first as u64 * 4);
-            let groups = [outputs.div_ceil(TILE), rows.div_ceil(TILE), 1];
-            let shader = format!("linear_mat.{}", matrix.block.name());
-            let dispatch = Dispatch::new(shader, &[], groups)
+            let name = matrix.block.name();
+            let dispatch = match self.matrices() {
+                Some(edge) => {
+                    let (constants, groups) = self.coop_tiles(edge, rows, outputs);
+                    Dispatch::new(format!("linear_coop.{name}"), &constants, groups)
+                }
+                None => {
+                    let groups = [outputs.div_ceil(TILE), rows.div_ceil(TILE), 1];
+                    Dispatch::new(format!("linear_mat.{name}"), &[], groups)
+                }
+            };
+            let dispatch = dispatch
                 .read((Place::Weight(weight), 0))
                 .read(self.tensor(x))
                 .write(at(extras.out))
@@ -162,6 +175,20 @@ impl Emit<'_> {
                 .words([extras.bias.is_some(), extras.residual.is_some()].map(u32::from));
             self.push(dispatch);
         }
+    }
+
+    /// Edge of the cooperative matrices to use, if any.
+    pub(super) fn matrices(&self) -> Option<u32> {
+        self.program.features.matrices.filter(|_| !self.program.form.exact)
+    }
+
+    /// Constants and workgroups of products through cooperative matrices.
+    fn coop_tiles(&self, edge: u32, rows: u32, outputs: u32) -> ([u32; 6], [u32; 3]) {
+        let [tile_r, tile_o, sub_r, sub_o] = COOP_TILE;
+        let subgroups = (tile_r / sub_r) * (tile_o / sub_o);
+        let threads = subgroups * self.program.features.subgroup;
+        let groups = [outputs.div_ceil(tile_o), rows.div_ceil(tile_r), 1];
+        ([threads, tile_r, tile_o, sub_r, sub_o, edge], groups)
     }
 
     /// Rows of the matrix in one of its parts.
