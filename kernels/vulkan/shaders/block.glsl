@@ -1,8 +1,10 @@
 // The block type of this variant. A block file defines
 //   BLOCK_ELEMENTS, BLOCK_BYTES   as the table of formats has them,
-//   RUN, decode_run(row, run, w)  RUN elements from RUN * run on, next to each other: 16, or 4 for
-//                                 formats whose rows may be shorter than 16;
-// and, where the order in which codes lie suggests another piece for a thread to take at a time,
+//   RUN, decode_run(row, run, w)  RUN elements from RUN * run on, next to each other: 16, 8, or 4 for
+//                                 formats whose rows may be shorter than 8;
+// and, where the order in which codes lie suggests another piece for a thread to take at a time (few
+// elements, for then neighbouring lanes read neighbouring elements of x; more where a block's scales
+// take long to decode),
 //   CHUNK, decode_chunk(row, chunk, w), chunk_element(chunk, four): the column of the first of the
 //   four elements in w[four].
 // `row` is the address of a row's first byte. Formats with a codebook take it from the push constant

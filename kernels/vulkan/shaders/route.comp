@@ -18,7 +18,8 @@ layout(push_constant, std430) uniform Push {
 };
 
 const uint EXPERTS_MAX = 1024;
-shared uint64_t keys[EXPERTS_MAX];
+// Of four experts each; past the last one, what comes after all.
+shared uvec4 keys[EXPERTS_MAX / 4];
 shared float chosen[EXPERTS_MAX];
 shared float most_of_subgroup[128];
 
@@ -37,18 +38,27 @@ void main() {
     for (uint i = 0; i < gl_NumSubgroups; i++) most = max(most, most_of_subgroup[i]);
 
     float sum = 0.0;
-    for (uint e = thread; e < experts; e += 256) {
-        // Ties are those of the weights: of the distances to the largest logit, as they are rounded.
-        float distance = from.at[e] - most;
-        keys[e] = order_key(distance, e);
-        sum += exp(distance);
+    uint fours = (experts + 3) / 4;
+    for (uint e = thread; e < fours * 4; e += 256) {
+        uint key = 0;
+        if (e < experts) {
+            // Ties are those of the weights: of the distances to the largest logit, as they are rounded.
+            float distance = from.at[e] - most;
+            key = order_bits(distance);
+            sum += exp(distance);
+        }
+        keys[e / 4][e % 4] = key;
     }
     float total = sum_all(sum);
 
     for (uint e = thread; e < experts; e += 256) {
-        uint64_t key = keys[e];
-        uint rank = 0;
-        for (uint i = 0; i < experts; i++) rank += keys[i] > key ? 1 : 0;
+        uint key = keys[e / 4][e % 4], rank = 0;
+        for (uint i = 0; i < fours; i++) {
+            uvec4 others = keys[i];
+            // Those of equal keys with lower numbers come first.
+            [[unroll]] for (uint j = 0; j < 4; j++)
+                rank += others[j] > key || (others[j] == key && i * 4 + j < e) ? 1 : 0;
+        }
         if (rank < top_k) {
             chosen[rank] = exp(from.at[e] - most);
             to.at[rank] = float(e);

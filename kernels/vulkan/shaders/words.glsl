@@ -30,15 +30,12 @@ uvec4 words_at(uint64_t address) {
     return result;
 }
 
-// The half and the four words after it, on a 2-byte boundary: no word is loaded in vain.
-void half_and_words(uint64_t address, out uint first, out uvec4 words) {
-    Words from = aligned_words(address);
-    bool odd = misaligned_bits(address) != 0;
-    uint word[5];
-    [[unroll]] for (int i = 0; i < 5; i++) word[i] = from.at[i];
-    first = odd ? word[0] >> 16 : word[0] & 0xffff;
-    [[unroll]] for (int i = 0; i < 4; i++)
-        words[i] = odd ? word[i + 1] : (word[i] >> 16) | (word[i + 1] << 16);
+uint aligned_word(uint64_t address) { return Words(address).at[0]; }
+
+// The word on a 2-byte boundary.
+uint word_of_halves(uint64_t address) {
+    Halves from = Halves(address);
+    return uint(from.at[0]) | uint(from.at[1]) << 16;
 }
 
 float half_at(uint64_t address) { return half_value(uint(Halves(address).at[0])); }

@@ -2,12 +2,13 @@
 // boundaries.
 #define BLOCK_ELEMENTS 32
 #define BLOCK_BYTES 18
+#define code_word word_of_halves
 #include "blocks/codebooks.glsl"
 
-void load_block(uint64_t row, uint number, out uvec4 codes, out float factor) {
-    uint d;
-    half_and_words(row + number * BLOCK_BYTES, d, codes);
-    factor = half_value(d);
+void load_head(uint64_t row, uint number, out uint64_t codes, out float factor) {
+    uint64_t block = row + number * BLOCK_BYTES;
+    codes = block + 2;
+    factor = half_at(block);
 }
 
 #include "blocks/iq4.glsl"

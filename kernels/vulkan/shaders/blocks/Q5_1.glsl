@@ -1,11 +1,11 @@
 // `d`, `m`, a word of fifth bits, 16 bytes of codes: d * q + m. Blocks lie on 8-byte boundaries.
 #define BLOCK_BYTES 24
 #define FIFTH_BITS
+#define CODES 8
+#define code_word aligned_word
 
-void load_block(uint64_t block, out uvec4 codes, out uint fifth, out float factor, out float offset) {
-    Words2 from = Words2(block);
-    uvec2 head = from.at[0];
-    codes = uvec4(from.at[1], from.at[2]);
+void load_head(uint64_t block, out uint fifth, out float factor, out float offset) {
+    uvec2 head = Words2(block).at[0];
     vec2 scales = unpackHalf2x16(head.x);
     fifth = head.y;
     factor = scales.x;

@@ -31,12 +31,3 @@ vec4 signed_four(uint elements, uint signs, float d) {
 vec2 iq4_pair(uint64_t tables, uint code) {
     return unpackHalf2x16(Words(tables + (IQ4_PAIRS + (code & 255) * 4)).at[0]);
 }
-
-// The values of eight codes: those of the low halves of the bytes and those of the high halves.
-void iq4_values(uint64_t tables, uint codes, out vec4 low, out vec4 high) {
-    [[unroll]] for (int i = 0; i < 4; i++) {
-        vec2 pair = iq4_pair(tables, codes >> (8 * i));
-        low[i] = pair.x;
-        high[i] = pair.y;
-    }
-}

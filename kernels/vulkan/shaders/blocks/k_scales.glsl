@@ -11,13 +11,13 @@ uint chunk_element(uint chunk, uint four) {
 // Factors (x) and offsets (y) of sub-blocks 2 * quarter and 2 * quarter + 1.
 void k_scales(uvec4 head, uint quarter, out vec2 factor, out vec2 offset) {
     vec2 d = unpackHalf2x16(head.x);
-    uint shift = quarter % 2 * 16;
-    uvec2 s = uvec2(head.y >> shift, head.y >> (shift + 8));
-    uvec2 m = uvec2(head.z >> shift, head.z >> (shift + 8));
-    uvec2 rest = uvec2(head.w >> shift, head.w >> (shift + 8));
-    bool first = quarter < 2;
-    uvec2 scale = first ? s & 63 : (rest & 15) | ((s >> 2) & 48);
-    uvec2 least = first ? m & 63 : ((rest >> 4) & 15) | ((m >> 2) & 48);
-    factor = d.x * vec2(scale);
-    offset = -d.y * vec2(least);
+    // Two bytes of each word: scales, minimums, and the low halves of both for the upper sub-blocks.
+    uvec3 two = head.yzw >> (quarter % 2 * 16);
+    uint scale = two.x & 0x3f3f, least = two.y & 0x3f3f;
+    if (quarter >= 2) {
+        scale = (two.z & 0x0f0f) | ((two.x >> 2) & 0x3030);
+        least = ((two.z >> 4) & 0x0f0f) | ((two.y >> 2) & 0x3030);
+    }
+    factor = d.x * bytes_of(scale).xy;
+    offset = -d.y * bytes_of(least).xy;
 }

@@ -1,13 +1,14 @@
 // Blocks of 32 elements with one factor and one offset, whose 16 bytes of codes hold element j in the
-// low and element j + 16 in the high half of byte j. The including file defines BLOCK_BYTES and
-//   load_block(block, codes, fifth, factor, offset)
-// where bit j of `fifth` is the fifth bit of element j's code; it is read if FIFTH_BITS is defined.
+// low and element j + 16 in the high half of byte j. The including file defines BLOCK_BYTES,
+//   CODES, code_word(address)                    where the codes begin; how a word of them is loaded
+//   load_head(block, fifth, factor, offset)      bit j of `fifth` is the fifth bit of element j's code,
+//                                                read if FIFTH_BITS is defined.
 #define BLOCK_ELEMENTS 32
-#define RUN 16
-// A chunk is a block.
-#define CHUNK 32
+#define RUN 8
+// A chunk is a word of codes: so neighbouring lanes take neighbouring elements of x.
+#define CHUNK 8
 
-uint chunk_element(uint chunk, uint four) { return chunk * 32 + four * 4; }
+uint chunk_element(uint chunk, uint four) { return chunk / 4 * 32 + chunk % 4 * 4 + four * 16; }
 
 // Elements `first`.. of the four whose four-bit codes are in the bytes of `codes`.
 vec4 decode_four(uint codes, uint fifth, uint first, float factor, float offset) {
@@ -19,22 +20,22 @@ vec4 decode_four(uint codes, uint fifth, uint first, float factor, float offset)
 }
 
 void decode_chunk(uint64_t row, uint chunk, out vec4 w[CHUNK / 4]) {
-    uvec4 codes;
-    uint fifth;
+    uint64_t block = row + chunk / 4 * BLOCK_BYTES;
+    uint fifth, first = chunk % 4 * 4;
     float factor, offset;
-    load_block(row + chunk * BLOCK_BYTES, codes, fifth, factor, offset);
-    [[unroll]] for (uint i = 0; i < 4; i++) {
-        w[i] = decode_four(codes[i], fifth, 4 * i, factor, offset);
-        w[4 + i] = decode_four(codes[i] >> 4, fifth, 16 + 4 * i, factor, offset);
-    }
+    load_head(block, fifth, factor, offset);
+    uint codes = code_word(block + CODES + first);
+    w[0] = decode_four(codes, fifth, first, factor, offset);
+    w[1] = decode_four(codes >> 4, fifth, first + 16, factor, offset);
 }
 
 void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
-    uvec4 codes;
-    uint fifth;
+    uint64_t block = row + run / 4 * BLOCK_BYTES;
+    uint fifth, part = run % 4;
     float factor, offset;
-    load_block(row + run / 2 * BLOCK_BYTES, codes, fifth, factor, offset);
-    uint upper = run % 2;
-    [[unroll]] for (uint i = 0; i < 4; i++)
-        w[i] = decode_four(codes[i] >> (4 * upper), fifth, 16 * upper + 4 * i, factor, offset);
+    load_head(block, fifth, factor, offset);
+    [[unroll]] for (uint i = 0; i < 2; i++) {
+        uint codes = code_word(block + CODES + part % 2 * 8 + 4 * i) >> (part / 2 * 4);
+        w[i] = decode_four(codes, fifth, part * 8 + 4 * i, factor, offset);
+    }
 }

@@ -98,8 +98,8 @@ impl Placed {
 fn by_rows(gpu: &mut Gpu, case: &Case) -> Vec<f32> {
     let at = Placed::new(gpu, case);
     let (name, top_k) = (format!("experts_vec.{}", case.op.gate[0].block.name()), case.op.top_k);
-    // Enough for one subgroup in a group of 32 threads; others find nothing to do.
-    let groups = |outputs: usize| [outputs as u32, (case.rows * top_k) as u32, 1];
+    // Some take rows of the matrix twice.
+    let groups = |outputs: usize| [outputs.div_ceil(4) as u32, (case.rows * top_k) as u32, 1];
     let push = Push::new(&[at.gate, at.x, at.hidden, at.tables, at.up, at.route]);
     let push = push.word(case.width).word(case.ffn).word(top_k);
     gpu.run(&name, &[32, 1, 1, 0, 0], &push.0, groups(case.ffn));
