@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use trefoil_devices_api::{Device, DeviceError, DomainId, MemoryManager};
-use trefoil_devices_vulkan::{Adapter, AdapterKind, VulkanOptions};
+use trefoil_devices_vulkan::{Adapter, AdapterKind, Tuning, VulkanOptions};
 use trefoil_scheduler::DeviceFacts;
 
 use crate::self_test::{Arithmetic, self_test};
@@ -117,6 +117,7 @@ impl Backends {
                             exact: options.exact,
                             cache: options.cache.clone(),
                             memory_limit: options.gpu_memory,
+                            tuning: tuning(),
                             max_part: options.max_part,
                         };
                         let made = trefoil_devices_vulkan::device(
@@ -177,4 +178,21 @@ fn gpu_names(mut adapters: Vec<Adapter>) -> impl Iterator<Item = (String, Adapte
         AdapterKind::Software => 3,
     });
     adapters.into_iter().enumerate().map(|(index, adapter)| (format!("gpu{index}"), adapter))
+}
+
+/// Sizes of Vulkan workgroups: `TREFOIL_VULKAN_TUNING`, ten or fewer numbers, for measuring what is
+/// fastest on a device; those that are missing are the usual ones.
+fn tuning() -> Tuning {
+    let mut tuning = Tuning::default();
+    let text = std::env::var("TREFOIL_VULKAN_TUNING").unwrap_or_default();
+    let Tuning { dot_rows, dot_loops, dot_threads, coop_tile, coop_groups, unpack_rows } =
+        &mut tuning;
+    let [a, b, c, d, e] = coop_tile;
+    let fields = [dot_rows, dot_loops, dot_threads, a, b, c, d, e, coop_groups, unpack_rows];
+    for (field, value) in fields.into_iter().zip(text.split(',')) {
+        if let Ok(value) = value.trim().parse() {
+            *field = value;
+        }
+    }
+    tuning
 }

@@ -11,11 +11,13 @@ use glslang::{
 
 /// Shaders that exist once per block type, next to the block's own file in `shaders/blocks`.
 const PER_BLOCK: &[&str] =
-    &["linear_vec", "linear_mat", "linear_coop", "embed", "experts_vec", "experts_mat"];
+    &["linear_vec", "linear_mat", "linear_coop", "unpack", "embed", "experts_vec", "experts_mat"];
 
 /// Shaders that exist once, or once per set of definitions.
 const SINGLE: &[(&str, &str, &[&str])] = &[
     ("norm", "norm", &[]),
+    ("to_half", "to_half", &[]),
+    ("product_coop", "linear_coop", &["PLAIN"]),
     ("rope", "rope", &[]),
     ("kv_write", "kv_write", &[]),
     ("attention_vec", "attention_vec", &[]),
@@ -47,6 +49,17 @@ fn variants(shaders: &Path) -> Vec<Variant> {
         })
         .collect();
     blocks.sort();
+    let with_dot = |block: &&String| {
+        let mut text = String::new();
+        expand(&shaders.join(format!("blocks/{block}.glsl")), shaders, None, &mut text);
+        text.contains("#define DOT_SPANS")
+    };
+    let dot = blocks.iter().filter(with_dot).map(|block| Variant {
+        name: format!("linear_dot.{block}"),
+        file: shaders.join("linear_dot.comp"),
+        definitions: vec![format!("BLOCK_FILE blocks/{block}.glsl")],
+    });
+    let dot: Vec<Variant> = dot.collect();
     let per_block = PER_BLOCK.iter().flat_map(|shader| {
         blocks.iter().map(move |block| Variant {
             name: format!("{shader}.{block}"),
@@ -59,7 +72,7 @@ fn variants(shaders: &Path) -> Vec<Variant> {
         file: shaders.join(format!("{file}.comp")),
         definitions: definitions.iter().map(|&text| text.to_owned()).collect(),
     });
-    per_block.chain(single).collect()
+    per_block.chain(dot).chain(single).collect()
 }
 
 /// The text of `file` with `#include "…"` lines replaced by the files they name (relative to
@@ -69,9 +82,11 @@ fn expand(file: &Path, shaders: &Path, block: Option<&str>, out: &mut String) {
         std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     for line in text.lines() {
         match line.strip_prefix("#include ") {
+            // Variants of no block type leave the part out that uses it.
             Some("BLOCK_FILE") => {
-                let block = block.unwrap_or_else(|| panic!("{}: no block", file.display()));
-                expand(&shaders.join(block), shaders, Some(block), out);
+                if let Some(block) = block {
+                    expand(&shaders.join(block), shaders, Some(block), out);
+                }
             }
             Some(name) => expand(&shaders.join(name.trim_matches('"')), shaders, block, out),
             None => {

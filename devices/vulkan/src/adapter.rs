@@ -72,6 +72,7 @@ pub struct Adapter {
     /// Features that kernels need and that are missing here.
     pub missing: Vec<&'static str>,
     pub(crate) max_groups: [u32; 3],
+    pub(crate) dot_product: bool,
     pub(crate) required_subgroup: bool,
     pub(crate) float16: bool,
     pub(crate) memory_model: bool,
@@ -153,6 +154,10 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
     if core13 || has(ash::ext::subgroup_size_control::NAME) {
         features = features.push_next(&mut size_control);
     }
+    let mut dot_feature = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default();
+    if core13 || has(ash::khr::shader_integer_dot_product::NAME) {
+        features = features.push_next(&mut dot_feature);
+    }
     if has_coop {
         features = features.push_next(&mut coop);
     }
@@ -226,6 +231,7 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
         memory_budget: has(ash::ext::memory_budget::NAME),
         max_buffer,
         missing,
+        dot_product: dot_feature.shader_integer_dot_product == vk::TRUE,
         max_groups: base.limits.max_compute_work_group_count,
         required_subgroup,
         float16,

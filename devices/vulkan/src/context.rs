@@ -59,6 +59,9 @@ impl Context {
         if adapter.required_subgroup && !core13 {
             name(ash::ext::subgroup_size_control::NAME);
         }
+        if adapter.dot_product && !core13 {
+            name(ash::khr::shader_integer_dot_product::NAME);
+        }
         let matrices = !adapter.matrices.is_empty();
         if matrices {
             name(ash::khr::cooperative_matrix::NAME);
@@ -78,6 +81,8 @@ impl Context {
             .compute_full_subgroups(true);
         let mut coop =
             vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+        let mut dot = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default()
+            .shader_integer_dot_product(true);
         let mut info = vk::DeviceCreateInfo::default()
             .queue_create_infos(&queues)
             .enabled_extension_names(&names)
@@ -89,6 +94,9 @@ impl Context {
         }
         if matrices {
             info = info.push_next(&mut coop);
+        }
+        if adapter.dot_product {
+            info = info.push_next(&mut dot);
         }
         // SAFETY: `info` and all it points to outlive the call; features and extensions were found
         // on the adapter.

@@ -13,7 +13,9 @@ use trefoil_devices_api::{
 };
 use trefoil_graph::ops::RopeTable;
 use trefoil_graph::{LayerGraph, Segment};
-use trefoil_kernels_vulkan::{Features, Form, Program as Kernels, Turns, supported, tables};
+use trefoil_kernels_vulkan::{
+    Features, Form, Program as Kernels, Tuning, Turns, supported, tables,
+};
 use trefoil_telemetry::{Bytes, Clock, Nanos};
 
 use crate::adapter::{Adapter, AdapterKind};
@@ -38,6 +40,8 @@ pub struct VulkanOptions {
     pub cache: Option<PathBuf>,
     /// Most bytes of its own memory to use; `None`: what the driver says is free.
     pub memory_limit: Option<Bytes>,
+    /// Sizes of workgroups and tiles.
+    pub tuning: Tuning,
     /// Largest piece of a weight in one buffer, below the device's own limit (for tests).
     pub max_part: Option<u64>,
 }
@@ -106,6 +110,10 @@ pub fn device(
         matrices: [16, 8]
             .into_iter()
             .find(|&edge| adapter.matrices.iter().any(|m| (m.m, m.n, m.k) == (edge, edge, edge))),
+        // Software has no such instruction, and takes the same path as the GPU that it plays.
+        integer_dot: adapter.dot_product
+            && (adapter.integer_dot || adapter.kind == AdapterKind::Software),
+        tuning: options.tuning,
         max_part: usize::try_from(max_part).unwrap_or(usize::MAX),
     };
     let info = DeviceInfo {

@@ -23,6 +23,7 @@ mod worker;
 pub use adapter::{Adapter, AdapterKind, Matrices};
 pub use device::{VulkanOptions, device};
 pub use instance::{Instance, InstanceError};
+pub use trefoil_kernels_vulkan::Tuning;
 
 /// Version of the kernels: part of every cache key.
 pub(crate) const KERNEL_SET: &str = "1";

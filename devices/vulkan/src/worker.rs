@@ -160,7 +160,9 @@ impl VulkanWorker {
         let kernels = &segment.kernels;
         let slots: u64 = kernels.slots().iter().map(|bytes| bytes.next_multiple_of(PART)).sum();
         let partials = slots + kernels.partial_bytes(&counts).next_multiple_of(PART);
-        let need = partials + kernels.group_bytes(&counts);
+        let groups = partials + kernels.group_bytes(&counts).next_multiple_of(PART);
+        let [halves, unpacked] = kernels.half_bytes(&counts).map(|b| b.next_multiple_of(PART));
+        let need = groups + halves + 2 * unpacked;
         let (memory, transfers) = (&self.memory, &self.transfers);
         let scratch = self.state.scratch.at_least(need.max(1 << 16), |len| {
             let reservation = memory.reserve(context.domain, Bytes(len), "scratch")?;
@@ -186,7 +188,8 @@ impl VulkanWorker {
                     sequences: u64::from(counts.sequences),
                     outputs: u64::from(counts.outputs),
                 };
-                let parts = Parts { layout, scratch, step: step_buffer, slots, partials };
+                let halves = (groups, groups + halves, unpacked);
+                let parts = Parts { layout, scratch, step: step_buffer, slots, partials, halves };
                 let recording = self.record(segment, key, &parts)?;
                 recordings.push(recording);
             }
@@ -228,6 +231,8 @@ impl VulkanWorker {
                 Place::Slot(k) => scratch + slot_at[k],
                 Place::Partials => scratch + parts.slots,
                 Place::Groups => scratch + parts.partials,
+                Place::Halves => scratch + parts.halves.0,
+                Place::Unpacked(k) => scratch + parts.halves.1 + k as u64 * parts.halves.2,
                 Place::Weight(k) => segment.weights.addresses[k],
                 Place::Constants => constants,
                 Place::List(k) => constants + segment.lists[k],
@@ -318,4 +323,6 @@ struct Parts {
     /// Offsets in `scratch`: end of the slots, end of attention's parts.
     slots: u64,
     partials: u64,
+    /// Offsets of the rows and of the matrices as halves, and bytes of each matrix.
+    halves: (u64, u64, u64),
 }

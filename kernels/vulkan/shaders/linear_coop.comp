@@ -1,12 +1,15 @@
 // Products with many rows of x: out[r][o] = x[r] . w[o] (+ bias[o]) (+ residual[r][o]), in products of
-// halves with sums in f32.
+// halves with sums in f32. x is halves already (to_half); so are the weights where PLAIN is defined
+// (unpack), else they are decoded here.
 //
 // A workgroup makes a tile of TILE_R rows of x by TILE_O outputs, each of its subgroups SUB_R by SUB_O
-// of them; tiles of DEPTH columns of both go through shared memory as halves, the next ones being read
-// while these are multiplied. Each sum runs over the columns in order, whatever the number of rows.
+// of them; tiles of DEPTH columns of both go through shared memory, the next ones being read while
+// these are multiplied. Each sum runs over the columns in order, whatever the number of rows.
 #include "common.glsl"
 #include "matrices.glsl"
+#ifndef PLAIN
 #include "block.glsl"
+#endif
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint TILE_R = 128;
@@ -15,6 +18,8 @@ layout(constant_id = 3) const uint SUB_R = 64;
 layout(constant_id = 4) const uint SUB_O = 32;
 // Rows and columns of a cooperative matrix.
 layout(constant_id = 5) const uint EDGE = 16;
+// Columns of a tile: 32 or 64.
+layout(constant_id = 6) const uint DEPTH = 32;
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -32,76 +37,112 @@ layout(push_constant, std430) uniform Push {
     uint has_residual;
 };
 
-const uint DEPTH = 32;
-// Rows of tiles in units of four halves, a little apart so that neighbouring rows hit other banks.
-const uint PITCH = DEPTH / 4 + 2;
+// Eight halves at a time; rows of tiles are one such apart, so that neighbouring rows hit other banks.
+const uint EIGHTS = DEPTH / 8;
+const uint PITCH = EIGHTS + 1;
 const uint THREADS = gl_WorkGroupSize.x;
-const uint X_FOURS = TILE_R * (DEPTH / 4) / THREADS;
-const uint W_RUNS = TILE_O * (DEPTH / RUN) / THREADS;
+#ifdef PLAIN
+#define PIECE 8
+#else
+#define PIECE (RUN < 8 ? 8 : RUN)
+#endif
+const uint X_PIECES = TILE_R * EIGHTS / THREADS;
+const uint W_PIECES = TILE_O * (DEPTH / PIECE) / THREADS;
 const uint SUMS_R = SUB_R / EDGE, SUMS_O = SUB_O / EDGE;
 
-shared f16vec4 x_tile[TILE_R * PITCH];
-shared f16vec4 w_tile[TILE_O * PITCH];
+shared uvec4 x_tile[TILE_R * PITCH];
+shared uvec4 w_tile[TILE_O * PITCH];
 // One matrix of sums for each subgroup.
 shared float stage[TILE_R / SUB_R * (TILE_O / SUB_O) * EDGE * EDGE];
 
+uvec4 x_next[X_PIECES];
+uvec4 w_next[W_PIECES][PIECE / 8];
+
+#ifndef PLAIN
+uvec4 halves(vec4 a, vec4 b) {
+    return uvec4(packHalf2x16(a.xy), packHalf2x16(a.zw), packHalf2x16(b.xy), packHalf2x16(b.zw));
+}
+#endif
+
+// Begins to read the tiles at column k.
+void load(uint first_r, uint first_o, uint k) {
+    [[unroll]] for (uint i = 0; i < X_PIECES; i++) {
+        uint piece = i * THREADS + gl_LocalInvocationIndex;
+        uint r = min(first_r + piece / EIGHTS, columns - 1), element = k + piece % EIGHTS * 8;
+        x_next[i] = uvec4(0);
+        if (element < cols) x_next[i] = Words4(x + (uint64_t(r) * cols + element) * 2).at[0];
+    }
+    [[unroll]] for (uint i = 0; i < W_PIECES; i++) {
+        uint piece = i * THREADS + gl_LocalInvocationIndex;
+        uint o = min(first_o + piece / (DEPTH / PIECE), rows - 1), element = k + piece % (DEPTH / PIECE) * PIECE;
+        [[unroll]] for (uint j = 0; j < PIECE / 8; j++) w_next[i][j] = uvec4(0);
+        if (element >= cols) continue;
+#ifdef PLAIN
+        w_next[i][0] = Words4(weights + (uint64_t(o) * cols + element) * 2).at[0];
+#else
+        uint64_t row = row_address(weights, o, cols);
+        vec4 w[PIECE / 4];
+#if RUN < 8
+        vec4 part[RUN / 4];
+        [[unroll]] for (uint j = 0; j < PIECE / RUN; j++) {
+            decode_run(row, element / RUN + j, part);
+            w[j] = part[0];
+        }
+#else
+        decode_run(row, element / RUN, w);
+#endif
+        [[unroll]] for (uint j = 0; j < PIECE / 8; j++) w_next[i][j] = halves(w[2 * j], w[2 * j + 1]);
+#endif
+    }
+}
+
+void store() {
+    [[unroll]] for (uint i = 0; i < X_PIECES; i++) {
+        uint piece = i * THREADS + gl_LocalInvocationIndex;
+        x_tile[piece / EIGHTS * PITCH + piece % EIGHTS] = x_next[i];
+    }
+    [[unroll]] for (uint i = 0; i < W_PIECES; i++) {
+        uint piece = i * THREADS + gl_LocalInvocationIndex;
+        uint at = piece / (DEPTH / PIECE) * PITCH + piece % (DEPTH / PIECE) * (PIECE / 8);
+        [[unroll]] for (uint j = 0; j < PIECE / 8; j++) w_tile[at + j] = w_next[i][j];
+    }
+}
+
 void main() {
-    uint thread = gl_LocalInvocationIndex;
     uint first_r = gl_WorkGroupID.y * TILE_R, first_o = gl_WorkGroupID.x * TILE_O;
     uint own_o = gl_SubgroupID % (TILE_O / SUB_O) * SUB_O, own_r = gl_SubgroupID / (TILE_O / SUB_O) * SUB_R;
     Sum(EDGE) sums[SUMS_R][SUMS_O];
     [[unroll]] for (uint i = 0; i < SUMS_R; i++)
         [[unroll]] for (uint j = 0; j < SUMS_O; j++) sums[i][j] = Sum(EDGE)(0.0);
 
-    f16vec4 x_next[X_FOURS];
-    f16vec4 w_next[W_RUNS][RUN / 4];
-    for (uint k = 0; k < cols + DEPTH; k += DEPTH) {
-        if (k > 0) {
-            barrier();
-            [[unroll]] for (uint i = 0; i < X_FOURS; i++) {
-                uint piece = i * THREADS + thread;
-                x_tile[piece / (DEPTH / 4) * PITCH + piece % (DEPTH / 4)] = x_next[i];
-            }
-            [[unroll]] for (uint i = 0; i < W_RUNS; i++) {
-                uint piece = i * THREADS + thread, o = piece / (DEPTH / RUN), part = piece % (DEPTH / RUN);
-                [[unroll]] for (uint j = 0; j < RUN / 4; j++)
-                    w_tile[o * PITCH + part * (RUN / 4) + j] = w_next[i][j];
-            }
-            barrier();
-        }
-        if (k < cols) {
-            [[unroll]] for (uint i = 0; i < X_FOURS; i++) {
-                uint piece = i * THREADS + thread;
-                uint r = min(first_r + piece / (DEPTH / 4), columns - 1);
-                uint element = k + piece % (DEPTH / 4) * 4;
-                vec4 v = vec4(0.0);
-                if (element < cols) v = Floats4(x + (uint64_t(r) * cols + element) * 4).at[0];
-                x_next[i] = f16vec4(v);
-            }
-            [[unroll]] for (uint i = 0; i < W_RUNS; i++) {
-                uint piece = i * THREADS + thread;
-                uint o = min(first_o + piece / (DEPTH / RUN), rows - 1);
-                uint element = k + piece % (DEPTH / RUN) * RUN;
-                vec4 w[RUN / 4];
-                [[unroll]] for (uint j = 0; j < RUN / 4; j++) w[j] = vec4(0.0);
-                if (element < cols) decode_run(row_address(weights, o, cols), element / RUN, w);
-                [[unroll]] for (uint j = 0; j < RUN / 4; j++) w_next[i][j] = f16vec4(w[j]);
-            }
-        }
-        if (k == 0) continue;
-        [[unroll]] for (uint d = 0; d < DEPTH; d += EDGE) {
-            Right(EDGE) right[SUMS_O];
-            [[unroll]] for (uint j = 0; j < SUMS_O; j++)
-                coopMatLoad(right[j], w_tile, (own_o + j * EDGE) * PITCH + d / 4, PITCH, COLUMNS_FIRST);
-            [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
-                Left(EDGE) left;
-                coopMatLoad(left, x_tile, (own_r + i * EDGE) * PITCH + d / 4, PITCH, ROWS_FIRST);
-                [[unroll]] for (uint j = 0; j < SUMS_O; j++)
-                    sums[i][j] = coopMatMulAdd(left, right[j], sums[i][j]);
+    load(first_r, first_o, 0);
+    for (uint k = 0; k < cols; k += DEPTH) {
+        barrier();
+        store();
+        barrier();
+        load(first_r, first_o, k + DEPTH);
+        [[unroll]] for (uint d = 0; d < EIGHTS; d += EDGE / 8) {
+            Left(EDGE) left[SUMS_R];
+            [[unroll]] for (uint i = 0; i < SUMS_R; i++)
+                coopMatLoad(left[i], x_tile, (own_r + i * EDGE) * PITCH + d, PITCH, ROWS_FIRST);
+            [[unroll]] for (uint j = 0; j < SUMS_O; j++) {
+                Right(EDGE) right;
+                coopMatLoad(right, w_tile, (own_o + j * EDGE) * PITCH + d, PITCH, COLUMNS_FIRST);
+                [[unroll]] for (uint i = 0; i < SUMS_R; i++)
+                    sums[i][j] = coopMatMulAdd(left[i], right, sums[i][j]);
             }
         }
     }
 
+    // Whole tiles without anything to add go straight to memory.
+    if (has_bias + has_residual == 0 && first_r + TILE_R <= columns && first_o + TILE_O <= rows) {
+        [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
+            uint64_t at = uint64_t(first_r + own_r + i * EDGE) * stride + first_o + own_o;
+            [[unroll]] for (uint j = 0; j < SUMS_O; j++)
+                coopMatStore(sums[i][j], Floats(out_ + at * 4).at, j * EDGE, stride, ROWS_FIRST);
+        }
+        return;
+    }
     uint own = gl_SubgroupID * EDGE * EDGE;
     [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
         [[unroll]] for (uint j = 0; j < SUMS_O; j++) {

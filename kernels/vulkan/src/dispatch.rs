@@ -10,8 +10,43 @@ pub struct Features {
     /// Rows and columns of cooperative matrices (products of halves with sums in f32, over a
     /// subgroup), where the device has them.
     pub matrices: Option<u32>,
+    /// Are sums of four products of bytes one instruction?
+    pub integer_dot: bool,
+    /// Sizes that depend on what is fastest on a device.
+    pub tuning: Tuning,
     /// Largest piece of a weight that one buffer holds, in bytes.
     pub max_part: usize,
+}
+
+/// Sizes of workgroups and tiles. Results do not depend on them beyond rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Matrix rows that a workgroup of integer products takes together, and how often.
+    pub dot_rows: u32,
+    /// See `dot_rows`.
+    pub dot_loops: u32,
+    /// Most threads of a workgroup of integer products.
+    pub dot_threads: u32,
+    /// Tile of products through cooperative matrices: rows of x and outputs of a workgroup, then of
+    /// each of its subgroups, and columns.
+    pub coop_tile: [u32; 5],
+    /// Fewest workgroups for which the tile is not made smaller.
+    pub coop_groups: u32,
+    /// Rows of x from which on weights are turned into halves before the products.
+    pub unpack_rows: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            dot_rows: 8,
+            dot_loops: 1,
+            dot_threads: 256,
+            coop_tile: [128, 128, 64, 32, 32],
+            coop_groups: 100,
+            unpack_rows: u32::MAX,
+        }
+    }
 }
 
 /// A shader with its specialisation constants (constant 0 is the first).
@@ -51,6 +86,10 @@ pub enum Place {
     Partials,
     /// Lists of the mixture of experts.
     Groups,
+    /// Rows of x as halves.
+    Halves,
+    /// One of two matrices of weights as halves, which take turns.
+    Unpacked(usize),
 }
 
 /// A list of the step, in 32-bit words.

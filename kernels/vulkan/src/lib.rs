@@ -5,7 +5,7 @@ mod program;
 mod spirv;
 mod tables;
 
-pub use dispatch::{Counts, Dispatch, Features, Kernel, Place, Push, StepField};
+pub use dispatch::{Counts, Dispatch, Features, Kernel, Place, Push, StepField, Tuning};
 pub use program::{Form, Program, SPLIT, Turns, supported};
 pub use spirv::{shader, shaders};
 pub use tables::tables;

@@ -34,3 +34,22 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
     [[unroll]] for (int i = 0; i < 4; i++)
         w[i] = decode_four(codes[i], fifth[i], factor[upper], offset[upper]);
 }
+
+// Integer products: the chunks of decode_chunk, whose two halves have a factor and an offset each.
+#define DOT_SPANS 2
+#define dot_element chunk_element
+
+void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    Words4 block = Words4(row + chunk / 8 * BLOCK_BYTES);
+    uint within = chunk % 8, quarter = within / 2;
+    uvec4 head = block.at[0];
+    uvec4 fifth = block.at[1 + within % 2] >> (2 * quarter);
+    uvec4 codes = block.at[3 + within];
+    vec2 factor, offset;
+    k_scales(head, quarter, factor, offset);
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        q[i] = int((codes[i] & 0x0f0f0f0f) | ((fifth[i] & 0x01010101) << 4));
+        q[4 + i] = int(((codes[i] >> 4) & 0x0f0f0f0f) | (((fifth[i] >> 1) & 0x01010101) << 4));
+    }
+    [[unroll]] for (int s = 0; s < 2; s++) f[s] = vec2(factor[s], offset[s]);
+}

@@ -36,3 +36,24 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
     float factor = half_at(block + 208) * float(int(SignedBytes(block + 192).at[run % 16]));
     [[unroll]] for (uint i = 0; i < 4; i++) w[i] = decode_four(low[i], high[i], factor);
 }
+
+// Integer products: the chunks of decode_chunk, eight elements of each of four sub-blocks.
+#define DOT_SPANS 4
+#define dot_element chunk_element
+
+void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    uint64_t block = row + chunk / 8 * BLOCK_BYTES;
+    uint part = chunk_half(chunk), first = chunk_byte(chunk);
+    uint64_t at = block + part * 64 + first;
+    uvec2 even = two_words_at(at), odd = two_words_at(at + 32);
+    uvec2 high = two_words_at(block + 128 + part * 32 + first);
+    SignedBytes scales = SignedBytes(block + 192 + part * 8 + first / 16);
+    float d = half_at(block + 208);
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        float factor = d * float(int(scales.at[2 * i]));
+        uvec2 low = (i % 2 == 0 ? even : odd) >> (i / 2 * 4);
+        [[unroll]] for (uint j = 0; j < 2; j++)
+            q[2 * i + j] = int((low[j] & 0x0f0f0f0f) | (((high[j] >> (2 * i)) & 0x03030303) << 4));
+        f[i] = vec2(factor, -32.0 * factor);
+    }
+}

@@ -39,3 +39,25 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
         w[i] = decode_four(codes, fifth, part * 8 + 4 * i, factor, offset);
     }
 }
+
+// Integer products: a whole block.
+#define DOT_SPANS 1
+uint dot_element(uint chunk, uint four) { return chunk * 32 + four * 4; }
+
+void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    uint64_t block = row + chunk * BLOCK_BYTES;
+    uint fifth;
+    float factor, offset;
+    load_head(block, fifth, factor, offset);
+    uvec4 codes = words_at(block + CODES);
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        uint low = codes[i] & 0x0f0f0f0f, high = (codes[i] >> 4) & 0x0f0f0f0f;
+#ifdef FIFTH_BITS
+        low |= spread_bits(fifth >> (4 * i)) << 4;
+        high |= spread_bits(fifth >> (4 * i + 16)) << 4;
+#endif
+        q[i] = int(low);
+        q[4 + i] = int(high);
+    }
+    f[0] = vec2(factor, offset);
+}

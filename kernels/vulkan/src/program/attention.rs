@@ -121,7 +121,7 @@ impl Emit<'_> {
     /// Edge of the cooperative matrices and number of subgroups for many rows at once; `None` where
     /// rows are few, or the shapes or formats do not fit.
     fn attention_tiles(&self, op: &Attention) -> Option<(u32, u32)> {
-        let edge = self.matrices()?;
+        let edge = self.coop_edge()?;
         let counts = self.counts;
         let fits = counts.half
             && !self.few(counts.tokens)

@@ -5,7 +5,8 @@ use trefoil_graph::{NodeIndex, Weight};
 
 use super::Emit;
 use super::fusion::FEW_ROWS;
-use crate::dispatch::{Dispatch, Place, Spot};
+use super::simple::spread;
+use crate::dispatch::{Dispatch, Features, Place, Spot};
 
 /// Number of a function, as `functions.glsl` has it.
 pub(super) fn function_number(function: Nonlinearity) -> u32 {
@@ -23,9 +24,16 @@ pub(super) const ROWS_PER_SUBGROUP: u32 = 2;
 /// Rows of x and outputs of a tile in many-row products.
 pub(super) const TILE: u32 = 64;
 
-/// Tile of products through cooperative matrices: rows of x and outputs of a workgroup, then of each
-/// of its subgroups.
-const COOP_TILE: [u32; 4] = [128, 128, 64, 32];
+/// A kernel for few rows: rows of x and outputs that a workgroup takes.
+struct FewRows {
+    shader: String,
+    constants: Vec<u32>,
+    columns: u32,
+    outputs: u32,
+}
+
+/// Most elements of a matrix that is turned into halves as a whole.
+pub(super) const UNPACKED: usize = 1 << 28;
 
 /// What a linear's kernel does besides the product.
 pub(super) struct Extras {
@@ -112,26 +120,19 @@ impl Emit<'_> {
     ) {
         let rows = self.rows_of(id);
         let norm = self.fused_norm(x, rows);
-        let columns = rows.clamp(1, FEW_ROWS).next_power_of_two();
-        let subgroup = self.program.features.subgroup;
-        let constants = [
-            SUBGROUPS * subgroup,
-            ROWS_PER_SUBGROUP,
-            columns,
-            u32::from(gated.is_some()),
-            gated.map_or(0, |(_, function)| function_number(function)),
-            u32::from(norm.is_some()),
-        ];
-        let shader = format!("linear_vec.{}", matrix.block.name());
+        let kernel = self.few_rows_kernel(matrix, rows, gated.is_some());
+        let mut constants = kernel.constants;
+        constants[3] = u32::from(gated.is_some());
+        constants[4] = gated.map_or(0, |(_, function)| function_number(function));
+        constants[5] = u32::from(norm.is_some());
         let source = norm.map_or(x, |(source, ..)| source);
         let width = matrix.rows as u32;
         for (part, &(weight, first)) in self.parts(id, 0).iter().enumerate() {
             let outputs = self.part_rows(id, part);
             let up = gated.map(|(up, _)| (Place::Weight(self.parts(up, 0)[part].0), 0));
             let at = |spot: Spot| (spot.0, spot.1 + first as u64 * 4);
-            let groups =
-                [outputs.div_ceil(SUBGROUPS * ROWS_PER_SUBGROUP), rows.div_ceil(columns), 1];
-            let dispatch = Dispatch::new(shader.as_str(), &constants, groups)
+            let groups = [outputs.div_ceil(kernel.outputs), rows.div_ceil(kernel.columns), 1];
+            let dispatch = Dispatch::new(kernel.shader.as_str(), &constants, groups)
                 .read((Place::Weight(weight), 0))
                 .read(self.tensor(source))
                 .write(at(extras.out))
@@ -147,17 +148,62 @@ impl Emit<'_> {
         }
     }
 
+    /// The kernel for products with `rows` rows of x. Constants 0 to 2 and those after 5 are set.
+    fn few_rows_kernel(&self, matrix: &Weight, rows: u32, gated: bool) -> FewRows {
+        let Features { subgroup, integer_dot, tuning, .. } = self.program.features;
+        let name = matrix.block.name();
+        let dot = format!("linear_dot.{name}");
+        if !integer_dot || self.program.form.exact || crate::shader(&dot).is_none() {
+            let columns = rows.clamp(1, FEW_ROWS).next_power_of_two();
+            return FewRows {
+                shader: format!("linear_vec.{name}"),
+                constants: vec![SUBGROUPS * subgroup, ROWS_PER_SUBGROUP, columns, 0, 0, 0],
+                columns,
+                outputs: SUBGROUPS * ROWS_PER_SUBGROUP,
+            };
+        }
+        // A thread keeps at most this many chunks of x, over all its rows, in registers.
+        const CHUNKS: u32 = 4;
+        let chunks = matrix.cols as u32 / 32;
+        let share = chunks.div_ceil(tuning.dot_threads.max(subgroup));
+        let threads = chunks.div_ceil(share).next_multiple_of(subgroup);
+        let columns = rows.next_power_of_two().min((CHUNKS / share).max(1));
+        // Sums are reduced over the subgroup, no more of them than it has threads.
+        let most = if gated { subgroup / 2 } else { subgroup };
+        let each = tuning.dot_rows.min(most).max(1);
+        FewRows {
+            shader: dot,
+            constants: vec![threads, each, columns, 0, 0, 0, share, tuning.dot_loops],
+            columns,
+            outputs: each * tuning.dot_loops,
+        }
+    }
+
     fn many_rows(&mut self, id: NodeIndex, matrix: &Weight, x: NodeIndex, extras: &Extras) {
         let rows = self.rows_of(id);
         let width = matrix.rows as u32;
+        let cols = matrix.cols as u32;
+        // Halves are read eight at a time.
+        let edge = self.coop_edge().filter(|_| cols.is_multiple_of(8));
+        let from = match edge {
+            Some(_) => self.halves(x, rows, cols),
+            None => self.tensor(x),
+        };
+        let name = matrix.block.name();
         for (part, &(weight, first)) in self.parts(id, 0).iter().enumerate() {
             let outputs = self.part_rows(id, part);
+            let mut source = (Place::Weight(weight), 0);
             let at = |spot: Spot| (spot.0, spot.1 + first as u64 * 4);
-            let name = matrix.block.name();
-            let dispatch = match self.matrices() {
+            let dispatch = match edge {
                 Some(edge) => {
                     let (constants, groups) = self.coop_tiles(edge, rows, outputs);
-                    Dispatch::new(format!("linear_coop.{name}"), &constants, groups)
+                    let shader = if self.unpacks(rows, matrix) {
+                        source = self.unpack(source, name, outputs, cols);
+                        "product_coop".to_owned()
+                    } else {
+                        format!("linear_coop.{name}")
+                    };
+                    Dispatch::new(shader, &constants, groups)
                 }
                 None => {
                     let groups = [outputs.div_ceil(TILE), rows.div_ceil(TILE), 1];
@@ -165,30 +211,72 @@ impl Emit<'_> {
                 }
             };
             let dispatch = dispatch
-                .read((Place::Weight(weight), 0))
-                .read(self.tensor(x))
+                .read(source)
+                .read(from)
                 .write(at(extras.out))
                 .read((Place::Tables, 0))
                 .read_if(extras.bias.map(at))
                 .read_if(extras.residual.map(at))
-                .words([matrix.cols as u32, outputs, rows, width])
+                .words([cols, outputs, rows, width])
                 .words([extras.bias.is_some(), extras.residual.is_some()].map(u32::from));
             self.push(dispatch);
         }
     }
 
+    /// Rows of a tensor as halves; made when first asked for.
+    fn halves(&mut self, x: NodeIndex, rows: u32, cols: u32) -> Spot {
+        let halves = (Place::Halves, 0);
+        if self.halves_of != Some(x) {
+            self.halves_of = Some(x);
+            let eights = rows * cols / 8;
+            let dispatch = Dispatch::new("to_half", &[], spread(eights.div_ceil(256)))
+                .read(self.tensor(x))
+                .write(halves)
+                .words([eights]);
+            self.push(dispatch);
+        }
+        halves
+    }
+
+    /// Is a matrix turned into halves before the products with this many rows of x?
+    fn unpacks(&self, rows: u32, matrix: &Weight) -> bool {
+        rows >= self.program.features.tuning.unpack_rows && matrix.elements() <= UNPACKED
+    }
+
+    /// A matrix as halves, in the buffer whose turn it is.
+    fn unpack(&mut self, from: Spot, name: &str, rows: u32, cols: u32) -> Spot {
+        let to = (Place::Unpacked(self.unpacked), 0);
+        self.unpacked = 1 - self.unpacked;
+        // 256 threads take a run each; the shortest run has four elements.
+        let groups = [(cols / 4).div_ceil(256), rows, 1];
+        let dispatch = Dispatch::new(format!("unpack.{name}"), &[], groups)
+            .read(from)
+            .write(to)
+            .read((Place::Tables, 0))
+            .words([cols, rows]);
+        self.push(dispatch);
+        to
+    }
+
     /// Edge of the cooperative matrices to use, if any.
-    pub(super) fn matrices(&self) -> Option<u32> {
+    pub(super) fn coop_edge(&self) -> Option<u32> {
         self.program.features.matrices.filter(|_| !self.program.form.exact)
     }
 
-    /// Constants and workgroups of products through cooperative matrices.
-    fn coop_tiles(&self, edge: u32, rows: u32, outputs: u32) -> ([u32; 6], [u32; 3]) {
-        let [tile_r, tile_o, sub_r, sub_o] = COOP_TILE;
-        let subgroups = (tile_r / sub_r) * (tile_o / sub_o);
-        let threads = subgroups * self.program.features.subgroup;
-        let groups = [outputs.div_ceil(tile_o), rows.div_ceil(tile_r), 1];
-        ([threads, tile_r, tile_o, sub_r, sub_o, edge], groups)
+    /// Constants and workgroups of products through cooperative matrices: the usual tile, or a smaller
+    /// one where that would leave too few workgroups to keep a GPU busy.
+    fn coop_tiles(&self, edge: u32, rows: u32, outputs: u32) -> ([u32; 7], [u32; 3]) {
+        let Features { subgroup, tuning, .. } = self.program.features;
+        let depth = tuning.coop_tile[4];
+        let smaller = [[64, 128, 32, 32, depth], [64, 64, 32, 32, depth], [32, 64, 16, 32, depth]];
+        let groups = |tile: &[u32; 5]| [outputs.div_ceil(tile[1]), rows.div_ceil(tile[0]), 1];
+        let enough =
+            |tile: &&[u32; 5]| groups(tile)[..2].iter().product::<u32>() >= tuning.coop_groups;
+        let all = [[tuning.coop_tile].as_slice(), &smaller].concat();
+        let tile = all.iter().find(enough).or(all.last()).expect("there are tiles");
+        let [tile_r, tile_o, sub_r, sub_o, depth] = *tile;
+        let threads = (tile_r / sub_r) * (tile_o / sub_o) * subgroup;
+        ([threads, tile_r, tile_o, sub_r, sub_o, edge, depth], groups(tile))
     }
 
     /// Rows of the matrix in one of its parts.

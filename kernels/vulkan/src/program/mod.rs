@@ -103,9 +103,29 @@ impl Program {
         ops.max().unwrap_or(0)
     }
 
+    /// Bytes for halves in a step of these sizes: rows of x, and each of two matrices of weights.
+    pub fn half_bytes(&self, counts: &Counts) -> [u64; 2] {
+        if self.features.matrices.is_none() || self.form.exact || self.form.steady {
+            return [0, 0];
+        }
+        let weights = self.nodes.iter().filter_map(|&node| match &self.graph.node(node).op {
+            Op::Linear(op) => Some(&op.weight),
+            Op::Route(op) => Some(&op.weight),
+            _ => None,
+        });
+        let rows = u64::from(counts.tokens.max(counts.outputs));
+        let unpacks = rows >= u64::from(self.features.tuning.unpack_rows);
+        weights.fold([0, 0], |[x, w], weight| {
+            let fits = unpacks && weight.elements() <= linear::UNPACKED;
+            let unpacked = if fits { weight.elements() as u64 * 2 } else { 0 };
+            [x.max(rows * weight.cols as u64 * 2), w.max(unpacked)]
+        })
+    }
+
     /// The dispatches of a step, in order. One must see what those before it wrote.
     pub fn dispatches(&self, counts: &Counts) -> Vec<Dispatch> {
-        let mut emit = Emit { program: self, counts, out: Vec::new() };
+        let mut emit =
+            Emit { program: self, counts, out: Vec::new(), halves_of: None, unpacked: 0 };
         for &node in &self.nodes {
             emit.node(node);
         }
@@ -118,6 +138,10 @@ struct Emit<'a> {
     program: &'a Program,
     counts: &'a Counts,
     out: Vec<Dispatch>,
+    /// Tensor that [`Place::Halves`] holds.
+    halves_of: Option<NodeIndex>,
+    /// Which [`Place::Unpacked`] is next.
+    unpacked: usize,
 }
 
 impl<'a> Emit<'a> {
