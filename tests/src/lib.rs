@@ -1,7 +1,10 @@
 //! End-to-end and cross-crate tests: what they share.
 
+pub mod devices;
 pub mod golden;
+pub mod made;
 pub mod memory;
 pub mod mutation;
 pub mod numbers;
+pub mod running;
 pub mod touch;

@@ -66,7 +66,7 @@ struct VulkanDevice {
     busy: Mutex<(Nanos, Nanos)>,
     next: AtomicU64,
     residency: Residency,
-    turns: Mutex<Vec<(Weak<RopeTable>, Arc<Allocation>)>>,
+    turns: Mutex<Vec<(Weak<RopeTable>, Weak<Allocation>)>>,
     tables: Arc<Allocation>,
     transfers: Arc<Transfers>,
     context: Arc<Context>,
@@ -164,14 +164,14 @@ impl VulkanDevice {
     /// Cosines and sines of a table, made once while any program uses them.
     fn turns(&self, table: &Arc<RopeTable>) -> Result<Arc<Allocation>, DeviceError> {
         let mut turns = self.turns.lock();
-        turns.retain(|(table, _)| table.strong_count() > 0);
+        turns.retain(|(_, made)| made.strong_count() > 0);
         let known =
             turns.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(table)));
-        if let Some((_, allocation)) = known {
-            return Ok(allocation.clone());
+        if let Some(allocation) = known.and_then(|(_, made)| made.upgrade()) {
+            return Ok(allocation);
         }
         let allocation = Arc::new(self.filled(bytemuck::cast_slice(&Turns::of(table)))?);
-        turns.push((Arc::downgrade(table), allocation.clone()));
+        turns.push((Arc::downgrade(table), Arc::downgrade(&allocation)));
         Ok(allocation)
     }
 
