@@ -62,6 +62,8 @@ pub struct BackendOptions {
     pub max_part: Option<u64>,
 }
 
+/// Name under which it is said why there is no Vulkan at all.
+const VULKAN: &str = "vulkan";
 /// Share of the machine's memory that buffers may take (weights are mapped files and not counted).
 const HOST_SHARE: f64 = 0.8;
 /// Budget where the system does not tell its size.
@@ -134,12 +136,24 @@ impl Backends {
                     vulkan = Some(instance);
                 }
                 Err(error) => {
-                    refused.push(Refused { name: "vulkan".to_owned(), reason: error.to_string() });
+                    refused.push(Refused { name: VULKAN.to_owned(), reason: error.to_string() });
                 }
             }
         }
         devices.push(judge);
         Self { devices, refused, memory, vulkan }
+    }
+
+    /// Why a device that somebody named is not among the devices: its own reason, or that of all of
+    /// Vulkan. `None` if it is there, or nothing is known of it.
+    pub fn why_refused(&self, name: &str) -> Option<&Refused> {
+        if self.devices.iter().any(|device| device.info().name == name) {
+            return None;
+        }
+        let own = self.refused.iter().find(|refused| refused.name == name);
+        own.or_else(|| {
+            self.refused.iter().find(|refused| refused.name == VULKAN && name.starts_with("gpu"))
+        })
     }
 
     /// Messages of Vulkan's validation layer so far; `None` if it is not at work.

@@ -9,7 +9,7 @@ use trefoil_graph::{
 };
 use trefoil_scheduler::{ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
 
-use crate::backends::Backends;
+use crate::backends::{Backends, Refused};
 use crate::executor::{ExecuteError, Executor};
 use crate::kv::{KvPool, KvType};
 use crate::runner::Runner;
@@ -27,6 +27,14 @@ static DEMO_FILE: &Aligned<[u8]> =
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// A device that was named and did not come up.
+    #[error("{name} cannot be used: {reason}; `trefoil devices` lists what is here")]
+    DeviceRefused {
+        /// The device.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// The file.
     #[error(transparent)]
     File(#[from] ModelFileError),
@@ -176,6 +184,12 @@ impl Lowered {
 
     /// Places the model on the devices, or checks the plan that the options carry.
     pub fn plan(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
+        let named = options.device.iter().chain(options.pins.iter().map(|pin| &pin.device));
+        let mut refused = named.filter_map(|name| backends.why_refused(name));
+        if let Some(refused) = refused.next() {
+            let Refused { name, reason } = refused.clone();
+            return Err(ModelError::DeviceRefused { name, reason });
+        }
         let devices = backends.facts();
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();

@@ -46,6 +46,8 @@ pub struct VulkanOptions {
     pub max_part: Option<u64>,
 }
 
+/// Rows and columns of the cooperative matrices that kernels use: AMD and NVIDIA have this shape.
+const EDGE: u32 = 16;
 /// Share of a card's memory that is used where the driver does not tell how much is free.
 const SHARE: f64 = 0.9;
 /// Copies over the bus, before anything is measured: PCIe 4.0 x16, half of its 32 GB/s.
@@ -107,22 +109,11 @@ pub fn device(
     let features = Features {
         subgroup: adapter.subgroup.0,
         shared_bytes: adapter.shared_bytes,
-        matrices: [16, 8]
-            .into_iter()
-            .find(|&edge| adapter.matrices.iter().any(|m| (m.m, m.n, m.k) == (edge, edge, edge))),
-        // Software has no such instruction, and takes the same path as the GPU that it plays.
-        integer_dot: adapter.dot_product
-            && (adapter.integer_dot || adapter.kind == AdapterKind::Software),
-        tuning: options.tuning,
-        max_part: usize::try_from(max_part).unwrap_or(usize::MAX),
-    };
-    let info = DeviceInfo {
-        name: options.name,
-        kind: DeviceKind::Gpu,
-        product: format!("{} (Vulkan {})", adapter.name, adapter.api),
-        uuid: adapter.uuid.clone(),
-        driver: adapter.driver.clone(),
-        kernel_set: format!("{}{}", crate::KERNEL_SET, if options.exact { "-f32" } else { "" }),
+        matrices: adapter
+            .matrices
+            .iter()
+            .any(|m| (m.m, m.n, m.k) == (EDGE, EDGE, EDGE))
+            .then_some(EDGE),
         only_when_named: adapter.kind == AdapterKind::Software,
     };
     let transfers = Arc::new(Transfers::new(&context));

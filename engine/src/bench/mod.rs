@@ -2,6 +2,7 @@
 //! the KV cache and for several sequences at once. Nothing is sampled and no text is made.
 
 mod cases;
+mod gpu_peaks;
 mod peaks;
 mod rig;
 mod stats;

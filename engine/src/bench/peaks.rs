@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use trefoil_devices_api::{DeviceInfo, DeviceKind};
+use trefoil_devices_api::{Device, DeviceKind};
 use trefoil_kernels::cpu::ThreadPool;
 
+use super::gpu_peaks;
 use super::stats::seconds;
 use crate::backends::BackendOptions;
 
@@ -40,9 +41,11 @@ pub struct Peaks {
 
 impl Peaks {
     /// Limits of a device. A kind of device that can measure its own gets an arm here.
-    pub fn of_device(info: &DeviceInfo, options: &BackendOptions) -> Self {
+    pub fn of_device(device: &dyn Device, options: &BackendOptions) -> Self {
+        let info = device.info();
         match info.kind {
             DeviceKind::Cpu => Self::of_processor(options.threads),
+            DeviceKind::Gpu => gpu_peaks::measure(device),
             kind => Self::unknown(&format!("{}: not measured for {kind:?}", info.name)),
         }
     }

@@ -150,7 +150,7 @@ impl<'a> Report<'a> {
             }
             let device = backends.devices.iter().find(|device| names == [&*device.info().name]);
             let peaks = match device {
-                Some(device) => Peaks::of_device(device.info(), own),
+                Some(device) => Peaks::of_device(device.as_ref(), own),
                 None => Peaks::unknown("the work is spread over several devices"),
             };
             let result = (names, peaks);
