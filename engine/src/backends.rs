@@ -146,14 +146,15 @@ impl Backends {
 
     /// Why a device that somebody named is not among the devices: its own reason, or that of all of
     /// Vulkan. `None` if it is there, or nothing is known of it.
-    pub fn why_refused(&self, name: &str) -> Option<&Refused> {
+    pub fn why_refused(&self, name: &str) -> Option<Refused> {
         if self.devices.iter().any(|device| device.info().name == name) {
             return None;
         }
         let own = self.refused.iter().find(|refused| refused.name == name);
-        own.or_else(|| {
+        let found = own.or_else(|| {
             self.refused.iter().find(|refused| refused.name == VULKAN && name.starts_with("gpu"))
-        })
+        });
+        found.map(|refused| Refused { name: name.to_owned(), reason: refused.reason.clone() })
     }
 
     /// Messages of Vulkan's validation layer so far; `None` if it is not at work.

@@ -186,8 +186,7 @@ impl Lowered {
     pub fn plan(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
         let named = options.device.iter().chain(options.pins.iter().map(|pin| &pin.device));
         let mut refused = named.filter_map(|name| backends.why_refused(name));
-        if let Some(refused) = refused.next() {
-            let Refused { name, reason } = refused.clone();
+        if let Some(Refused { name, reason }) = refused.next() {
             return Err(ModelError::DeviceRefused { name, reason });
         }
         let devices = backends.facts();

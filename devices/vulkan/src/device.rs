@@ -114,6 +114,19 @@ pub fn device(
             .iter()
             .any(|m| (m.m, m.n, m.k) == (EDGE, EDGE, EDGE))
             .then_some(EDGE),
+        // Software has no such instruction, and takes the same path as the GPU that it plays.
+        integer_dot: adapter.dot_product
+            && (adapter.integer_dot || adapter.kind == AdapterKind::Software),
+        tuning: options.tuning,
+        max_part: usize::try_from(max_part).unwrap_or(usize::MAX),
+    };
+    let info = DeviceInfo {
+        name: options.name,
+        kind: DeviceKind::Gpu,
+        product: format!("{} (Vulkan {})", adapter.name, adapter.api),
+        uuid: adapter.uuid.clone(),
+        driver: adapter.driver.clone(),
+        kernel_set: format!("{}{}", crate::KERNEL_SET, if options.exact { "-f32" } else { "" }),
         only_when_named: adapter.kind == AdapterKind::Software,
     };
     let transfers = Arc::new(Transfers::new(&context));

@@ -27,7 +27,10 @@ pub enum InstanceError {
         minor: u32,
     },
     /// The loader refused.
-    #[error("vkCreateInstance: {0}")]
+    #[error(
+        "vkCreateInstance: {0}; install the graphics driver's Vulkan package (Debian: \
+         mesa-vulkan-drivers)"
+    )]
     Refused(vk::Result),
 }
 
