@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use trefoil_devices_api::{Device, DeviceError, DomainId, MemoryManager};
 use trefoil_devices_vulkan::{Adapter, AdapterKind, Tuning, VulkanOptions};
@@ -60,6 +61,8 @@ pub struct BackendOptions {
     pub cache: Option<PathBuf>,
     /// Largest piece of a weight in one GPU buffer (for tests of splitting).
     pub max_part: Option<u64>,
+    /// Once true, GPUs end every submission as lost ones do (for tests of what follows).
+    pub fault: Option<Arc<AtomicBool>>,
 }
 
 /// Name under which it is said why there is no Vulkan at all.
@@ -95,6 +98,10 @@ impl Backends {
         if options.gpus == Gpus::All || options.named.iter().any(|name| name.starts_with("gpu")) {
             match trefoil_devices_vulkan::Instance::open(options.validate) {
                 Ok(instance) => {
+                    if instance.adapters().is_empty() {
+                        let reason = trefoil_devices_vulkan::InstanceError::NoDriver.to_string();
+                        refused.push(Refused { name: "vulkan".to_owned(), reason });
+                    }
                     for (name, adapter) in gpu_names(instance.adapters()) {
                         let software = adapter.kind == AdapterKind::Software;
                         let named = options.named.contains(&name);
@@ -121,6 +128,7 @@ impl Backends {
                             memory_limit: options.gpu_memory,
                             tuning: tuning(),
                             max_part: options.max_part,
+                            fault: options.fault.clone(),
                         };
                         let made = trefoil_devices_vulkan::device(
                             adapter,
@@ -144,17 +152,11 @@ impl Backends {
         Self { devices, refused, memory, vulkan }
     }
 
-    /// Why a device that somebody named is not among the devices: its own reason, or that of all of
-    /// Vulkan. `None` if it is there, or nothing is known of it.
-    pub fn why_refused(&self, name: &str) -> Option<Refused> {
-        if self.devices.iter().any(|device| device.info().name == name) {
-            return None;
-        }
-        let own = self.refused.iter().find(|refused| refused.name == name);
-        let found = own.or_else(|| {
-            self.refused.iter().find(|refused| refused.name == VULKAN && name.starts_with("gpu"))
-        });
-        found.map(|refused| Refused { name: name.to_owned(), reason: refused.reason.clone() })
+    /// Why the device called `name` cannot be used, where that is known.
+    pub fn refusal(&self, name: &str) -> Option<&str> {
+        let of = |name: &str| self.refused.iter().find(|refused| refused.name == name);
+        let found = of(name).or_else(|| name.starts_with("gpu").then(|| of(VULKAN))?);
+        found.map(|refused| refused.reason.as_str())
     }
 
     /// Messages of Vulkan's validation layer so far; `None` if it is not at work.

@@ -9,7 +9,7 @@ use trefoil_graph::{
 };
 use trefoil_scheduler::{ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
 
-use crate::backends::{Backends, Refused};
+use crate::backends::Backends;
 use crate::executor::{ExecuteError, Executor};
 use crate::kv::{KvPool, KvType};
 use crate::runner::Runner;
@@ -27,14 +27,6 @@ static DEMO_FILE: &Aligned<[u8]> =
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A device that was named and did not come up.
-    #[error("{name} cannot be used: {reason}; `trefoil devices` lists what is here")]
-    DeviceRefused {
-        /// The device.
-        name: String,
-        /// Why.
-        reason: String,
-    },
     /// The file.
     #[error(transparent)]
     File(#[from] ModelFileError),
@@ -53,6 +45,14 @@ pub enum ModelError {
     /// Programs.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
+    /// A device that was named and is here, or would be, but cannot be used.
+    #[error("device {device:?} cannot be used: {reason}; `trefoil devices` says what can")]
+    Unusable {
+        /// Its name.
+        device: String,
+        /// Why.
+        reason: String,
+    },
     /// Nothing of that name.
     #[error(
         "model {name:?} is not here: expected a .gguf file, a folder with config.json and \
@@ -62,6 +62,21 @@ pub enum ModelError {
         /// What the user wrote.
         name: String,
     },
+}
+
+impl ModelError {
+    /// The error, with the reason where a device is missing because it was refused.
+    fn with_refusal(self, backends: &Backends) -> Self {
+        let (Self::Plan(PlanError::Device { got, .. })
+        | Self::Place(PlaceError::Plan(PlanError::Device { got, .. }))) = &self
+        else {
+            return self;
+        };
+        match backends.refusal(got) {
+            Some(reason) => Self::Unusable { device: got.clone(), reason: reason.to_owned() },
+            None => self,
+        }
+    }
 }
 
 /// How a model is run.
@@ -184,11 +199,10 @@ impl Lowered {
 
     /// Places the model on the devices, or checks the plan that the options carry.
     pub fn plan(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
-        let named = options.device.iter().chain(options.pins.iter().map(|pin| &pin.device));
-        let mut refused = named.filter_map(|name| backends.why_refused(name));
-        if let Some(Refused { name, reason }) = refused.next() {
-            return Err(ModelError::DeviceRefused { name, reason });
-        }
+        self.plan_on(backends, options).map_err(|error| error.with_refusal(backends))
+    }
+
+    fn plan_on(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
         let devices = backends.facts();
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();

@@ -1,7 +1,7 @@
 //! The device contract over Vulkan.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -44,6 +44,9 @@ pub struct VulkanOptions {
     pub tuning: Tuning,
     /// Largest piece of a weight in one buffer, below the device's own limit (for tests).
     pub max_part: Option<u64>,
+    /// Once true, every submission ends as if the driver had said that the device is lost (for
+    /// tests of what follows).
+    pub fault: Option<Arc<AtomicBool>>,
 }
 
 /// Rows and columns of the cooperative matrices that kernels use: AMD and NVIDIA have this shape.
@@ -90,7 +93,7 @@ pub fn device(
     }
     let shared = adapter.shares_memory();
     let domain = if shared { DomainId::HOST } else { options.domain };
-    let context = Context::open(adapter, domain)?;
+    let context = Context::open(adapter, domain, options.fault.clone())?;
     let adapter = &context.adapter;
     if !shared {
         let free = context.budget().map(|(budget, _)| budget);
@@ -336,6 +339,7 @@ impl Device for VulkanDevice {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
+        self.context.check()?;
         if self.queue.is_alive() {
             return Ok(());
         }

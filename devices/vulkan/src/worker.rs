@@ -65,6 +65,7 @@ pub(crate) struct WorkerState {
 
 impl Worker for VulkanWorker {
     fn run(&mut self, work: Work) -> Result<(), DeviceError> {
+        self.context.check()?;
         match work {
             Work::Barrier => Ok(()),
             Work::Copy { from, to } => self.copy(&from, &to),
