@@ -72,6 +72,7 @@ pub struct Adapter {
     /// Features that kernels need and that are missing here.
     pub missing: Vec<&'static str>,
     pub(crate) max_groups: [u32; 3],
+    pub(crate) timestamp_nanos: f32,
     pub(crate) dot_product: bool,
     pub(crate) required_subgroup: bool,
     pub(crate) float16: bool,
@@ -232,6 +233,7 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
         max_buffer,
         missing,
         dot_product: dot_feature.shader_integer_dot_product == vk::TRUE,
+        timestamp_nanos: base.limits.timestamp_period,
         max_groups: base.limits.max_compute_work_group_count,
         required_subgroup,
         float16,

@@ -6,7 +6,7 @@
 //! the mapped file's own pages and tensors lie in host memory; a card of its own gets copies.
 //!
 //! `unsafe` is confined to the modules that call the driver: `instance`, `adapter`, `context`,
-//! `memory`, `pipelines`, `recording`, `transfer`, `weights`.
+//! `memory`, `pipelines`, `profile`, `recording`, `transfer`, `weights`.
 
 mod adapter;
 mod context;
@@ -14,6 +14,7 @@ mod device;
 mod instance;
 mod memory;
 mod pipelines;
+mod profile;
 mod program;
 mod recording;
 mod transfer;

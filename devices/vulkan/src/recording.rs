@@ -10,6 +10,7 @@ use trefoil_kernels_vulkan::{Counts, Dispatch, Place, Push};
 use crate::context::Context;
 use crate::memory::Allocation;
 use crate::pipelines::{PUSH_BYTES, Pipelines};
+use crate::profile::Profile;
 use crate::transfer::Commands;
 
 /// What a recording is good for.
@@ -33,6 +34,8 @@ impl RecordingKey {
 pub(crate) struct Recording {
     pub(crate) key: RecordingKey,
     pub(crate) commands: Commands,
+    /// Times of the dispatches, if somebody wants to know.
+    pub(crate) profile: Option<Profile>,
     /// Dispatches and barriers in it.
     pub(crate) size: (usize, usize),
     /// Memory that the commands reach by address.
@@ -106,6 +109,7 @@ pub(crate) fn record(
     context: &Context,
     pipelines: &Pipelines,
     commands: &Commands,
+    profile: Option<&Profile>,
     dispatches: &[Dispatch],
     address: &impl Fn(Place) -> Result<u64, DeviceError>,
 ) -> Result<usize, DeviceError> {
@@ -128,7 +132,10 @@ pub(crate) fn record(
     commands.record(false, |device, buffer| {
         let mut hazards = Hazards::default();
         let mut bound = vk::Pipeline::null();
-        for (dispatch, (pipeline, push)) in dispatches.iter().zip(&ready) {
+        if let Some(profile) = profile {
+            profile.begin(device, buffer);
+        }
+        for (index, (dispatch, (pipeline, push))) in dispatches.iter().zip(&ready).enumerate() {
             if hazards.conflict(dispatch) {
                 barrier(device, buffer);
                 barriers += 1;
@@ -146,6 +153,9 @@ pub(crate) fn record(
                 let stage = vk::ShaderStageFlags::COMPUTE;
                 device.cmd_push_constants(buffer, pipelines.layout, stage, 0, push);
                 device.cmd_dispatch(buffer, x, y, z);
+            }
+            if let Some(profile) = profile {
+                profile.mark(device, buffer, index);
             }
         }
         finish(device, buffer);

@@ -13,6 +13,7 @@ use trefoil_telemetry::Bytes;
 use crate::context::Context;
 use crate::memory::{Allocation, Kind};
 use crate::pipelines::Pipelines;
+use crate::profile::Profile;
 use crate::program::{RECORDINGS, VulkanSegment};
 use crate::recording::{Recording, RecordingKey, record};
 use crate::transfer::{Commands, Transfers};
@@ -196,7 +197,12 @@ impl VulkanWorker {
                 recordings.push(recording);
             }
         }
-        recordings.last().expect("found or made").commands.run()
+        let recording = recordings.last().expect("found or made");
+        recording.commands.run()?;
+        if let Some(profile) = &recording.profile {
+            profile.log(&format!("{} rows", recording.key.counts.tokens));
+        }
+        Ok(())
     }
 
     fn record(
@@ -245,10 +251,18 @@ impl VulkanWorker {
         };
         let dispatches = segment.kernels.dispatches(&key.counts);
         let commands = Commands::new(&self.context)?;
-        let barriers = record(&self.context, &self.pipelines, &commands, &dispatches, &address)?;
+        let profile = Profile::wanted(&self.context, &dispatches)?;
+        let barriers = record(
+            &self.context,
+            &self.pipelines,
+            &commands,
+            profile.as_ref(),
+            &dispatches,
+            &address,
+        )?;
         let size = (dispatches.len(), barriers);
         tracing::debug!(dispatches = size.0, barriers, counts = ?key.counts, "recorded");
-        Ok(Recording { key, commands, size, _kept: kept })
+        Ok(Recording { key, commands, profile, size, _kept: kept })
     }
 
     /// The device's view of a buffer: its own memory, or host memory that is imported.
