@@ -8,6 +8,7 @@ use ash::vk;
 use trefoil_telemetry::Bytes;
 
 use crate::instance::Instance;
+use crate::profile;
 
 /// Sort of physical device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -72,6 +73,7 @@ pub struct Adapter {
     /// Features that kernels need and that are missing here.
     pub missing: Vec<&'static str>,
     pub(crate) max_groups: [u32; 3],
+    pub(crate) statistics: bool,
     pub(crate) timestamp_nanos: f32,
     pub(crate) dot_product: bool,
     pub(crate) required_subgroup: bool,
@@ -233,6 +235,7 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
         max_buffer,
         missing,
         dot_product: dot_feature.shader_integer_dot_product == vk::TRUE,
+        statistics: has(ash::khr::pipeline_executable_properties::NAME) && profile::wanted(),
         timestamp_nanos: base.limits.timestamp_period,
         max_groups: base.limits.max_compute_work_group_count,
         required_subgroup,

@@ -71,6 +71,9 @@ impl Context {
         if adapter.dot_product && !core13 {
             name(ash::khr::shader_integer_dot_product::NAME);
         }
+        if adapter.statistics {
+            name(ash::khr::pipeline_executable_properties::NAME);
+        }
         let matrices = !adapter.matrices.is_empty();
         if matrices {
             name(ash::khr::cooperative_matrix::NAME);
@@ -92,6 +95,8 @@ impl Context {
             vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
         let mut dot = vk::PhysicalDeviceShaderIntegerDotProductFeatures::default()
             .shader_integer_dot_product(true);
+        let mut statistics = vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default()
+            .pipeline_executable_info(true);
         let mut info = vk::DeviceCreateInfo::default()
             .queue_create_infos(&queues)
             .enabled_extension_names(&names)
@@ -107,6 +112,9 @@ impl Context {
         if adapter.dot_product {
             info = info.push_next(&mut dot);
         }
+        if adapter.statistics {
+            info = info.push_next(&mut statistics);
+        }
         // SAFETY: `info` and all it points to outlive the call; features and extensions were found
         // on the adapter.
         let raw = unsafe { instance.create_device(adapter.physical, &info, None) }
@@ -121,6 +129,14 @@ impl Context {
         let queue = Mutex::new(queue);
         let lost = AtomicBool::new(false);
         Ok(Arc::new(Self { raw, adapter, family, memory, host_import, domain, queue, lost, fault }))
+    }
+
+    /// Functions that tell what the driver made of a kernel, if somebody wants to know.
+    pub(crate) fn statistics(&self) -> Option<ash::khr::pipeline_executable_properties::Device> {
+        self.adapter.statistics.then(|| {
+            let instance = &self.adapter.instance.raw;
+            ash::khr::pipeline_executable_properties::Device::new(instance, &self.raw)
+        })
     }
 
     /// The error behind a driver's answer.

@@ -23,6 +23,7 @@ pub(crate) struct Pipelines {
     cache: vk::PipelineCache,
     file: Option<PathBuf>,
     made: Mutex<HashMap<Kernel, vk::Pipeline>>,
+    statistics: Option<ash::khr::pipeline_executable_properties::Device>,
 }
 
 impl std::fmt::Debug for Pipelines {
@@ -63,7 +64,15 @@ impl Pipelines {
                 return Err(context.error("vkCreatePipelineLayout", result));
             }
         };
-        Ok(Self { context: context.clone(), layout, cache, file, made: Mutex::default() })
+        let statistics = context.statistics();
+        Ok(Self {
+            context: context.clone(),
+            layout,
+            cache,
+            file,
+            made: Mutex::default(),
+            statistics,
+        })
     }
 
     /// The pipeline of a kernel.
@@ -104,18 +113,49 @@ impl Pipelines {
         if self.context.adapter.required_subgroup {
             stage = stage.push_next(&mut size);
         }
-        let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(self.layout)];
+        let flags = if self.statistics.is_some() {
+            vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR
+        } else {
+            vk::PipelineCreateFlags::empty()
+        };
+        let info = [vk::ComputePipelineCreateInfo::default()
+            .flags(flags)
+            .stage(stage)
+            .layout(self.layout)];
         // SAFETY: module, layout and all that `info` points to outlive the call.
         let result = unsafe { device.create_compute_pipelines(self.cache, &info, None) };
         // SAFETY: the pipeline, if made, does not need the module any more.
         unsafe { device.destroy_shader_module(module, None) };
         match result {
-            Ok(pipelines) => Ok(pipelines[0]),
+            Ok(pipelines) => {
+                self.log_statistics(kernel, pipelines[0]);
+                Ok(pipelines[0])
+            }
             Err((_, result)) => {
                 tracing::warn!("kernel {} {:?}: {result}", kernel.shader, kernel.constants);
                 Err(self.context.error("vkCreateComputePipelines", result))
             }
         }
+    }
+
+    /// Logs registers, memory and the like of a kernel, where the driver tells.
+    fn log_statistics(&self, kernel: &Kernel, pipeline: vk::Pipeline) {
+        let Some(functions) = &self.statistics else { return };
+        let info = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline);
+        // SAFETY: the pipeline was made for statistics, and has one executable: its only stage.
+        let list = unsafe { functions.get_pipeline_executable_statistics(&info) };
+        let values: Vec<String> = list
+            .unwrap_or_default()
+            .iter()
+            .map(|statistic| {
+                let name = statistic.name_as_c_str().unwrap_or_default().to_string_lossy();
+                // SAFETY: the format says which member is set; all are eight bytes wide or less.
+                let value = unsafe { statistic.value.u64 };
+                format!("{name} {value}")
+            })
+            .collect();
+        let (shader, constants) = (&kernel.shader, &kernel.constants);
+        tracing::info!("kernel {shader} {constants:?}: {}", values.join(", "));
     }
 
     /// Keeps the driver's cache for the next start. Failing to is no fault: it is only slower then.

@@ -9,6 +9,11 @@ use trefoil_kernels_vulkan::Dispatch;
 
 use crate::context::Context;
 
+/// Does the environment ask for times and statistics of kernels (`TREFOIL_VULKAN_PROFILE`)?
+pub(crate) fn wanted() -> bool {
+    std::env::var_os("TREFOIL_VULKAN_PROFILE").is_some()
+}
+
 /// Time stamps of a recording: one at its begin, one after each dispatch.
 pub(crate) struct Profile {
     context: Arc<Context>,
@@ -23,13 +28,12 @@ impl std::fmt::Debug for Profile {
 }
 
 impl Profile {
-    /// For a recording of `dispatches`, if the environment asks for it
-    /// (`TREFOIL_VULKAN_PROFILE`).
+    /// For a recording of `dispatches`, if the environment asks for it.
     pub(crate) fn wanted(
         context: &Arc<Context>,
         dispatches: &[Dispatch],
     ) -> Result<Option<Self>, DeviceError> {
-        if std::env::var_os("TREFOIL_VULKAN_PROFILE").is_none() {
+        if !wanted() {
             return Ok(None);
         }
         let info = vk::QueryPoolCreateInfo::default()

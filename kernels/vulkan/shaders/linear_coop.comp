@@ -11,6 +11,11 @@
 #include "block.glsl"
 #endif
 
+#ifdef FIXED
+layout(local_size_x = 256) in;
+const uint TILE_R = 128, TILE_O = 128, SUB_R = 64, SUB_O = 32, DEPTH = 32;
+#define EDGE 16
+#else
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint TILE_R = 128;
 layout(constant_id = 2) const uint TILE_O = 128;
@@ -20,6 +25,8 @@ layout(constant_id = 4) const uint SUB_O = 32;
 layout(constant_id = 5) const uint EDGE = 16;
 // Columns of a tile: 32 or 64.
 layout(constant_id = 6) const uint DEPTH = 32;
+
+#endif
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;

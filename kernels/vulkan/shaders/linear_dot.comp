@@ -12,6 +12,16 @@
 #include "block.glsl"
 #include "functions.glsl"
 
+#ifdef FIXED
+layout(local_size_x = 128) in;
+#define ROWS 8
+#define COLUMNS 1
+#define GATED false
+#define FUNCTION 0
+#define NORM false
+#define SHARE 1
+#define LOOPS 1
+#else
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint ROWS = 8;
 layout(constant_id = 2) const uint COLUMNS = 1;
@@ -23,6 +33,8 @@ layout(constant_id = 5) const bool NORM = false;
 // Chunks of x that a thread keeps.
 layout(constant_id = 6) const uint SHARE = 1;
 layout(constant_id = 7) const uint LOOPS = 1;
+
+#endif
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
