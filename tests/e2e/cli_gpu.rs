@@ -95,6 +95,22 @@ fn plans_with_a_gpu_are_made_and_followed() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn without_a_loader_the_program_works_and_says_what_a_gpu_needs() {
+    // The system's search ends at a library that is none.
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("libvulkan.so.1"), b"no library").expect("writes");
+    let without_loader =
+        |args: &[&str]| run(command().env("LD_LIBRARY_PATH", folder.path()).args(args), "");
+    let text = without_loader(&["devices"]).ok();
+    let line = text.lines().find(|line| line.starts_with("vulkan")).expect("a line about it");
+    assert!(line.contains("no Vulkan loader") && line.contains("libvulkan1"), "{line}");
+    let message = without_loader(&["run", "demo", "hi", "-n", "1", "--device", "gpu0"]).fails(4);
+    assert!(message.contains("gpu0") && message.contains("libvulkan1"), "{message}");
+    without_loader(&["run", "demo", "hi", "-n", "1"]).ok();
+}
+
+#[test]
 fn without_a_driver_the_program_works_and_says_what_a_gpu_needs() {
     let text = without_drivers(&["devices"]).ok();
     assert!(text.contains("cpu0"), "{text}");

@@ -5,9 +5,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use trefoil_devices_api::{
-    Device, DeviceError, DomainId, Failure, LostReason, Point, Points, Recovery, Submission,
-    Timeline, Work,
+    Device, DeviceError, DomainId, Failure, LostReason, MemoryManager, Point, Points, Recovery,
+    Submission, Timeline, Work,
 };
+use trefoil_devices_vulkan::{Instance, VulkanOptions};
 use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::executor::ExecuteError;
 use trefoil_engine::generate::{Finish, GenerateError, Request, Summary};
@@ -17,7 +18,7 @@ use trefoil_engine::runner::{Outputs, RunError};
 use trefoil_engine::service::{Service, ServiceError, Update};
 use trefoil_engine::text::sampling::SamplingParams;
 use trefoil_scheduler::Pin;
-use trefoil_telemetry::Bytes;
+use trefoil_telemetry::{Bytes, SystemClock};
 use trefoil_tests::devices::{GPU, gpu_options, has_gpu};
 use trefoil_tests::running::{demo, exact_options, feed, lowered, model_file, runner};
 
@@ -153,6 +154,40 @@ fn a_service_answers_with_the_loss_and_a_fresh_device_serves_again() {
     let service = serve(&fresh);
     let summary = ask(&service, &[1, 2, 3]).expect("works again");
     assert!(matches!(summary.finish, Finish::MaxTokens), "{summary:?}");
+}
+
+#[test]
+fn a_driver_that_lacks_something_is_named_with_what_it_lacks() {
+    let Ok(instance) = Instance::open(false) else {
+        println!("skipped: no Vulkan driver is here");
+        return;
+    };
+    let Some(mut adapter) = instance.adapters().into_iter().next() else { return };
+    adapter.missing = vec!["timelineSemaphore", "bufferDeviceAddress"];
+    let (name, driver) = (adapter.name.clone(), adapter.driver.clone());
+    let options = VulkanOptions {
+        name: GPU.to_owned(),
+        domain: DomainId(1),
+        exact: true,
+        cache: None,
+        memory_limit: None,
+        max_part: None,
+        fault: None,
+    };
+    let memory = MemoryManager::default();
+    let made = trefoil_devices_vulkan::device(
+        adapter,
+        options,
+        memory.clone(),
+        Arc::new(SystemClock::default()),
+    );
+    let error = made.expect_err("it lacks what kernels need");
+    assert!(matches!(error, DeviceError::BadRequest { .. }), "{error}");
+    let text = error.to_string();
+    for part in [&*name, &*driver, "timelineSemaphore, bufferDeviceAddress", "newer driver"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(memory.used(DomainId::HOST), Bytes(0));
 }
 
 /// Loads a model and runs two steps with `room` bytes of budget beside what is held.
