@@ -1,7 +1,9 @@
 //! End-to-end and cross-crate tests: what they share.
 
+pub mod devices;
 pub mod golden;
 pub mod memory;
 pub mod mutation;
 pub mod numbers;
+pub mod running;
 pub mod touch;

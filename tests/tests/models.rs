@@ -1,17 +1,17 @@
 //! Golden models: stored logits and greedy tokens, from GGUF and from safetensors.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use safetensors::SafeTensors;
-use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::kv::KvType;
 use trefoil_engine::model::{Lowered, ModelOptions};
-use trefoil_engine::runner::{Outputs, Runner, Sequence};
+use trefoil_engine::runner::Runner;
 use trefoil_graph::ops::Pooling;
 use trefoil_graph::{LowerOptions, ModelFile, PoolingChoice};
+use trefoil_tests::devices::{GPU, backends, with_gpu};
 use trefoil_tests::golden;
 use trefoil_tests::numbers::{argmax, f32s, i64s, nmse};
+use trefoil_tests::running::{self, feed, greedy_from};
 
 const DECODERS: &[&str] = &[
     "llama",
@@ -55,44 +55,15 @@ fn golden_of(folder: &Path, suffix: &str) -> Golden {
     }
 }
 
-/// The devices, found once for all models.
-fn backends(exact: bool) -> &'static Backends {
-    static FOUND: [OnceLock<Backends>; 2] = [OnceLock::new(), OnceLock::new()];
-    FOUND[usize::from(exact)]
-        .get_or_init(|| Backends::detect(BackendOptions { exact, ..BackendOptions::default() }))
-}
-
-fn runner(file: &Path, device: &str, options: ModelOptions, exact: bool) -> (Lowered, Runner) {
+fn runner(file: &Path, device: &str, options: ModelOptions, exact: bool) -> Runner {
     let file = ModelFile::open(file).expect("opens");
-    let backends = backends(exact);
     let lowered = Lowered::new(file, options.lower).expect("lowers");
     let options = ModelOptions { device: Some(device.to_owned()), ..options };
-    let plan = lowered.plan(backends, &options).expect("places");
-    let runner = lowered.runner(backends, &plan, &options).expect("compiles");
-    (lowered, runner)
+    running::runner(&lowered, backends(device, exact), &options)
 }
 
 fn f32_options() -> ModelOptions {
     ModelOptions { kv_type: KvType::F32, ..ModelOptions::default() }
-}
-
-fn all_logits(runner: &mut Runner, sequence: &mut Sequence, ids: &[u32]) -> Vec<f32> {
-    let mut logits = Vec::new();
-    runner.feed(sequence, ids, Outputs::All, |_, row| logits.extend_from_slice(row)).expect("runs");
-    logits
-}
-
-fn greedy(runner: &mut Runner, sequence: &mut Sequence, mut next: u32, count: usize) -> Vec<u32> {
-    let mut tokens = vec![next];
-    while tokens.len() < count {
-        let mut row = Vec::new();
-        runner
-            .feed(sequence, &[next], Outputs::Last, |_, logits| row.extend_from_slice(logits))
-            .expect("runs");
-        next = argmax(&row);
-        tokens.push(next);
-    }
-    tokens
 }
 
 fn model_files(folder: &Path) -> Vec<PathBuf> {
@@ -104,15 +75,15 @@ fn check_decoders(device: &str, options: &ModelOptions, exact: bool, tolerance: 
     for folder in folders(DECODERS) {
         for file in model_files(&folder) {
             let want = golden_of(&folder, "");
-            let (_, mut runner) = runner(&file, device, options.clone(), exact);
+            let mut runner = runner(&file, device, options.clone(), exact);
             let mut sequence = runner.begin(512);
-            let logits = all_logits(&mut runner, &mut sequence, &want.ids);
+            let logits = feed(&mut runner, &mut sequence, &want.ids);
             let error = nmse(&want.logits, &logits);
             println!("{device} {}: NMSE {error:.1e}", file.display());
             assert!(error < tolerance, "{device} {}: NMSE {error:e}", file.display());
             let width = logits.len() / want.ids.len();
             let first = argmax(&logits[logits.len() - width..]);
-            let tokens = greedy(&mut runner, &mut sequence, first, want.greedy.len());
+            let tokens = greedy_from(&mut runner, &mut sequence, first, want.greedy.len());
             assert_eq!(tokens, want.greedy, "{device} {}", file.display());
         }
     }
@@ -125,19 +96,23 @@ fn reference_meets_the_golden_logits() {
 
 #[test]
 fn longrope_uses_the_short_factors_inside_the_original_context() {
+    check_short_factors("ref0", 1e-9);
+}
+
+fn check_short_factors(device: &str, tolerance: f64) {
     for folder in folders(&["phi3-longrope"]) {
         for file in model_files(&folder) {
             let want = golden_of(&folder, "_short");
-            let (_, mut runner) = runner(&file, "ref0", f32_options(), false);
+            let mut runner = runner(&file, device, f32_options(), true);
             let mut sequence = runner.begin(32);
-            let logits = all_logits(&mut runner, &mut sequence, &want.ids);
+            let logits = feed(&mut runner, &mut sequence, &want.ids);
             let error = nmse(&want.logits, &logits);
-            assert!(error < 1e-9, "{}: NMSE {error:e}", file.display());
+            assert!(error < tolerance, "{device} {}: NMSE {error:e}", file.display());
         }
     }
 }
 
-fn check_encoders(device: &str, exact: bool) {
+fn check_encoders(device: &str, options: &ModelOptions, exact: bool, tolerance: f64) {
     let wanted = [
         ("hidden", PoolingChoice::Rows),
         ("embedding_mean", PoolingChoice::Raw(Pooling::Mean)),
@@ -149,13 +124,14 @@ fn check_encoders(device: &str, exact: bool) {
         let ids: Vec<u32> = i64s(&tensors, "ids").iter().map(|&id| id as u32).collect();
         for file in model_files(&folder) {
             for (name, pooling) in wanted {
-                let options = ModelOptions { lower: LowerOptions { pooling }, ..f32_options() };
-                let (_, mut runner) = runner(&file, device, options, exact);
+                let lower = LowerOptions { pooling };
+                let options = ModelOptions { lower, ..options.clone() };
+                let mut runner = runner(&file, device, options, exact);
                 let mut sequence = runner.begin(128);
-                let got = all_logits(&mut runner, &mut sequence, &ids);
+                let got = feed(&mut runner, &mut sequence, &ids);
                 let error = nmse(&f32s(&tensors, name), &got);
                 println!("{device} {} {name}: NMSE {error:.1e}", file.display());
-                assert!(error < 1e-9, "{device} {} {name}: NMSE {error:e}", file.display());
+                assert!(error < tolerance, "{device} {} {name}: NMSE {error:e}", file.display());
             }
         }
     }
@@ -163,7 +139,7 @@ fn check_encoders(device: &str, exact: bool) {
 
 #[test]
 fn reference_meets_the_golden_embeddings() {
-    check_encoders("ref0", false);
+    check_encoders("ref0", &f32_options(), false, 1e-9);
 }
 
 #[test]
@@ -180,5 +156,22 @@ fn cpu_meets_the_golden_logits_with_f16_keys_and_values() {
 
 #[test]
 fn cpu_meets_the_golden_embeddings() {
-    check_encoders("cpu0", true);
+    check_encoders("cpu0", &f32_options(), true, 1e-9);
+}
+
+#[test]
+fn gpu_meets_the_golden_logits_and_embeddings_in_f32() {
+    if with_gpu(true).is_some() {
+        check_decoders(GPU, &f32_options(), true, 1e-6);
+        check_short_factors(GPU, 1e-6);
+        check_encoders(GPU, &f32_options(), true, 1e-6);
+    }
+}
+
+#[test]
+fn gpu_meets_the_golden_logits_and_embeddings_with_f16_keys_and_values() {
+    if with_gpu(false).is_some() {
+        check_decoders(GPU, &ModelOptions::default(), false, 1e-4);
+        check_encoders(GPU, &ModelOptions::default(), false, 1e-4);
+    }
 }

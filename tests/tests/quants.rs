@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;
-use trefoil_engine::backends::{BackendOptions, Backends};
-use trefoil_engine::kv::KvType;
-use trefoil_engine::model::{Lowered, ModelOptions};
-use trefoil_engine::runner::Outputs;
-use trefoil_graph::ModelFile;
+use trefoil_tests::devices::{GPU, backends, with_gpu};
 use trefoil_tests::golden;
 use trefoil_tests::numbers::{f32s, i64s, nmse};
+use trefoil_tests::running::{exact_options, logits, lowered, runner};
 
 fn files() -> Vec<PathBuf> {
     let folder = golden::part("quants");
@@ -24,27 +21,15 @@ fn files() -> Vec<PathBuf> {
 }
 
 fn check(device: &str, exact: bool, tolerance: f64) {
-    let backends = Backends::detect(BackendOptions { exact, ..BackendOptions::default() });
+    let backends = backends(device, exact);
     let mut wrong = Vec::new();
     for path in files() {
         let bytes = std::fs::read(path.with_extension("golden.safetensors")).expect("golden");
         let tensors = SafeTensors::deserialize(&bytes).expect("golden tensors");
         let ids: Vec<u32> = i64s(&tensors, "ids").iter().map(|&id| id as u32).collect();
         let want = f32s(&tensors, "logits");
-        let options = ModelOptions {
-            kv_type: KvType::F32,
-            device: Some(device.to_owned()),
-            ..ModelOptions::default()
-        };
-        let file = ModelFile::open(&path).expect("opens");
-        let lowered = Lowered::new(file, options.lower).expect("lowers");
-        let plan = lowered.plan(&backends, &options).expect("places");
-        let mut runner = lowered.runner(&backends, &plan, &options).expect("compiles");
-        let mut sequence = runner.begin(64);
-        let mut logits = Vec::new();
-        runner
-            .feed(&mut sequence, &ids, Outputs::All, |_, row| logits.extend_from_slice(row))
-            .expect("runs");
+        let mut runner = runner(&lowered(&path), backends, &exact_options(device));
+        let logits = logits(&mut runner, &ids);
         let error = nmse(&want, &logits);
         let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
         println!("{device} exact={exact} {name}: NMSE {error:.1e}");
@@ -68,4 +53,18 @@ fn cpu_meets_the_golden_logits_of_every_block_type_in_f32() {
 #[test]
 fn cpu_meets_the_golden_logits_of_every_block_type_with_rounded_activations() {
     check("cpu0", false, 5e-3);
+}
+
+#[test]
+fn gpu_meets_the_golden_logits_of_every_block_type_in_f32() {
+    if with_gpu(true).is_some() {
+        check(GPU, true, 1e-6);
+    }
+}
+
+#[test]
+fn gpu_meets_the_golden_logits_of_every_block_type_in_its_fastest_form() {
+    if with_gpu(false).is_some() {
+        check(GPU, false, 1e-4);
+    }
 }
