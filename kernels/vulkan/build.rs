@@ -17,9 +17,8 @@ const PER_BLOCK: &[&str] =
 const SINGLE: &[(&str, &str, &[&str])] = &[
     ("norm", "norm", &[]),
     ("rope", "rope", &[]),
-    ("kv_write", "kv_write", &[]),
+    ("attention_in", "attention_in", &[]),
     ("attention_vec", "attention_vec", &[]),
-    ("attention_join", "attention_join", &[]),
     ("attention_coop", "attention_coop", &[]),
     ("rows", "rows", &[]),
     ("normalise", "normalise", &[]),
