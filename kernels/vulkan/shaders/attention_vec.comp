@@ -58,6 +58,7 @@ const uint PIECES = FOURS / PIECE;
 const uint AT_ONCE = 4;
 // Bytes of a head of a token.
 const uint ROW_BYTES = HEAD_DIM * (HALF ? 2 : 4);
+const uint PIECE_BYTES = ROW_BYTES / PIECES;
 // Vectors of a query head's part: mixed values, then largest score and sum.
 const uint RECORD = FOURS + 1;
 
@@ -72,16 +73,18 @@ shared uint arrived;
 // Tokens of the first page that lie before the split.
 uint shift;
 
-void load_piece(uint64_t at, out vec4 piece[PIECE]) {
-    if (PIECE == 2) {
-        uvec4 bits = Words4(at).at[0];
+// A piece as it lies in memory. Loads run ahead of what is done with them: they are unpacked late.
+uvec4 load_piece(uint64_t at) {
+    if (HALF && PIECE == 1) return uvec4(Words2(at).at[0], 0, 0);
+    return Words4(at).at[0];
+}
+
+void unpack(uvec4 bits, out vec4 piece[PIECE]) {
+    if (HALF) {
         piece[0] = vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
-        piece[PIECE - 1] = vec4(unpackHalf2x16(bits.z), unpackHalf2x16(bits.w));
-    } else if (HALF) {
-        uvec2 bits = Words2(at).at[0];
-        piece[0] = vec4(unpackHalf2x16(bits.x), unpackHalf2x16(bits.y));
+        if (PIECE == 2) piece[PIECE - 1] = vec4(unpackHalf2x16(bits.z), unpackHalf2x16(bits.w));
     } else {
-        piece[0] = Floats4(at).at[0];
+        piece[0] = uintBitsToFloat(bits);
     }
 }
 
@@ -99,16 +102,24 @@ void score(uint kv_head, uint from, uint to) {
     for (uint start = from; start < to; start += teams * AT_ONCE) {
         uint first = start + team;
         uint64_t key[AT_ONCE];
+        uvec4 ahead[AT_ONCE];
         float sum[AT_ONCE * GROUP];
         // Past the end a thread loads the last one again, so that all loads go out together.
-        [[unroll]] for (uint n = 0; n < AT_ONCE; n++)
-            key[n] = head_at(min(first + n * teams, to - 1), kv_head);
+        [[unroll]] for (uint n = 0; n < AT_ONCE; n++) {
+            key[n] = head_at(min(first + n * teams, to - 1), kv_head) + lane * PIECE_BYTES;
+            ahead[n] = load_piece(key[n]);
+        }
         [[unroll]] for (uint n = 0; n < AT_ONCE * GROUP; n++) sum[n] = 0.0;
         [[unroll]] for (uint turn = 0; turn < PIECES / KEY_LANES; turn++) {
             uint i = turn * KEY_LANES + lane;
+            uvec4 now[AT_ONCE];
             vec4 k[AT_ONCE][PIECE];
-            [[unroll]] for (uint n = 0; n < AT_ONCE; n++)
-                load_piece(key[n] + i * (ROW_BYTES / PIECES), k[n]);
+            [[unroll]] for (uint n = 0; n < AT_ONCE; n++) {
+                now[n] = ahead[n];
+                key[n] += KEY_LANES * PIECE_BYTES;
+                if (turn + 1 < PIECES / KEY_LANES) ahead[n] = load_piece(key[n]);
+            }
+            [[unroll]] for (uint n = 0; n < AT_ONCE; n++) unpack(now[n], k[n]);
             [[unroll]] for (uint g = 0; g < GROUP; g++) {
                 [[unroll]] for (uint p = 0; p < PIECE; p++) {
                     vec4 q = queries[g * FOURS + i * PIECE + p];
@@ -152,27 +163,41 @@ void weigh(uint from, uint to) {
     }
 }
 
-// Values mixed for the heads from `head` on, a sum for each subgroup in `mixed`.
+// Values that come next.
+uvec4 ahead_values[AT_ONCE];
+
+// Loads a piece of the values of the tokens `first`, `first + teams`…, the last one again past the end.
+void load_values(uint kv_head, uint first, uint teams, uint to, uint piece) {
+    [[unroll]] for (uint n = 0; n < AT_ONCE; n++) {
+        uint64_t at = head_at(min(first + n * teams, to - 1), kv_heads + kv_head);
+        ahead_values[n] = load_piece(at + min(piece, PIECES - 1) * PIECE_BYTES);
+    }
+}
+
+// Values mixed for the heads from `head` on, a sum for each subgroup in `mixed`. The first values were
+// loaded before.
 void mix(uint kv_head, uint from, uint to, uint head) {
     uint lane = gl_LocalInvocationIndex % VALUE_LANES, team = gl_LocalInvocationIndex / VALUE_LANES;
     uint teams = gl_WorkGroupSize.x / VALUE_LANES;
     for (uint turn = 0; turn < (PIECES + VALUE_LANES - 1) / VALUE_LANES; turn++) {
         uint i = turn * VALUE_LANES + lane;
+        if (head + turn != 0) load_values(kv_head, from + team, teams, to, i);
         vec4 sum[HEADS_AT_ONCE][PIECE];
         [[unroll]] for (uint g = 0; g < HEADS_AT_ONCE; g++)
             [[unroll]] for (uint p = 0; p < PIECE; p++) sum[g][p] = vec4(0.0);
-        for (uint first = from + team; first < to && i < PIECES; first += teams * AT_ONCE) {
-            vec4 v[AT_ONCE][PIECE];
-            [[unroll]] for (uint n = 0; n < AT_ONCE; n++) {
-                uint t = min(first + n * teams, to - 1);
-                load_piece(head_at(t, kv_heads + kv_head) + i * (ROW_BYTES / PIECES), v[n]);
-            }
+        for (uint first = from + team; first < to; first += teams * AT_ONCE) {
+            uvec4 now[AT_ONCE];
+            [[unroll]] for (uint n = 0; n < AT_ONCE; n++) now[n] = ahead_values[n];
+            uint next = first + teams * AT_ONCE;
+            if (next < to) load_values(kv_head, next, teams, to, i);
             [[unroll]] for (uint n = 0; n < AT_ONCE; n++) {
                 uint t = first + n * teams;
+                vec4 v[PIECE];
+                unpack(now[n], v);
                 [[unroll]] for (uint g = 0; g < HEADS_AT_ONCE; g++) {
                     float weight = t < to ? scores[min(head + g, GROUP - 1) * SPLIT + t] : 0.0;
                     [[unroll]] for (uint p = 0; p < PIECE; p++)
-                        sum[g][p] = fma(vec4(weight), v[n][p], sum[g][p]);
+                        sum[g][p] = fma(vec4(weight), v[p], sum[g][p]);
                 }
             }
         }
@@ -231,6 +256,8 @@ void main() {
         table[i] = Words(page_table).at[first_page + i];
     barrier();
     score(kv_head, from, to);
+    // On their way while the scores become weights.
+    load_values(kv_head, from + thread / VALUE_LANES, threads / VALUE_LANES, to, thread % VALUE_LANES);
     barrier();
     weigh(from, to);
     barrier();
