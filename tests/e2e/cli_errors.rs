@@ -63,8 +63,8 @@ fn usage_errors_leave_with_2() {
 fn what_does_not_exist_is_answered_with_what_does() {
     let message = trefoil(&["run", "demo", "hi", "--device", "cpu1"]).fails(2);
     assert!(message.contains("cpu1") && message.contains("cpu0"), "{message}");
-    let message = trefoil(&["run", "demo", "hi", "--pin", "blk.*=gpu0"]).fails(2);
-    assert!(message.contains("gpu0") && message.contains("cpu0"), "{message}");
+    let message = trefoil(&["run", "demo", "hi", "--pin", "blk.*=cpu7"]).fails(2);
+    assert!(message.contains("cpu7") && message.contains("cpu0"), "{message}");
     let message = trefoil(&["run", "demo", "hi", "--pin", "blk.*.fnn=ref0"]).fails(2);
     assert!(message.contains("blk.*.fnn") && message.contains("ffn"), "{message}");
     let message = trefoil(&["run", "dmo", "hi"]).fails(3);
@@ -166,7 +166,7 @@ fn models_that_make_embeddings_do_not_chat() {
 fn with_json_errors_are_objects() {
     for (args, code, name) in [
         (&["run", "nothing-here", "hi", "--json"][..], 3, "model"),
-        (&["run", "demo", "hi", "--json", "--device", "gpu9"], 2, "usage"),
+        (&["run", "demo", "hi", "--json", "--device", "cpu9"], 2, "usage"),
         (&["inspect", "nothing-here", "--json"], 3, "model"),
         (&["perplexity", "demo", "/no/such/file", "--json"], 2, "usage"),
     ] {

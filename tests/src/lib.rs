@@ -2,6 +2,7 @@
 
 pub mod devices;
 pub mod golden;
+pub mod made;
 pub mod memory;
 pub mod mutation;
 pub mod numbers;

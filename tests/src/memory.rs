@@ -3,6 +3,29 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use trefoil_telemetry::Bytes;
+
+/// Resident memory of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Resident {
+    /// Pages of mapped files.
+    pub file: Bytes,
+    /// Pages of its own.
+    pub own: Bytes,
+}
+
+/// Resident memory now; `None` where the system does not tell (it is Linux's `/proc`).
+pub fn resident() -> Option<Resident> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kibibytes << 10)
+    };
+    let own = field("RssAnon:")? + field("RssShmem:")?;
+    Some(Resident { file: Bytes(field("RssFile:")?), own: Bytes(own) })
+}
+
 /// The system's allocator with a count of live bytes and their peak, for `#[global_allocator]`.
 pub struct Counting;
 

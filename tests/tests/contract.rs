@@ -8,13 +8,15 @@ use trefoil_devices_api::{
     Phase, Point, Points, Purpose, Recovery, Submission, SubmissionId, Timeline, Work,
 };
 use trefoil_devices_sim::{SimDevice, SimSpec};
-use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::backends::Backends;
 use trefoil_engine::executor::{ExecuteError, Executor};
+use trefoil_engine::host_access::{read_buffer, write_buffer};
 use trefoil_engine::kv::KvPool;
 use trefoil_engine::model::{Lowered, ModelOptions, open_file};
 use trefoil_kernels::cases;
 use trefoil_scheduler::{DeviceFacts, ModelRef, Pin, Request, place};
 use trefoil_telemetry::{Bytes, Clock, Nanos, VirtualClock};
+use trefoil_tests::devices::{gpu_options, has_gpu};
 
 fn simulated(spec: SimSpec) -> (Arc<VirtualClock>, Arc<dyn Device>) {
     let memory = MemoryManager::default();
@@ -25,7 +27,9 @@ fn simulated(spec: SimSpec) -> (Arc<VirtualClock>, Arc<dyn Device>) {
 
 /// Every device that is here, and a simulated one.
 fn devices() -> Vec<Arc<dyn Device>> {
-    let mut all = Backends::detect(BackendOptions::default()).devices;
+    let found = Backends::detect(gpu_options(false));
+    has_gpu(&found);
+    let mut all = found.devices;
     all.push(simulated(SimSpec::new("sim0", 1e12, 1e11, Nanos(1000))).1);
     all
 }
@@ -90,11 +94,12 @@ fn a_failure_reaches_what_waits_for_it_and_nothing_else() {
 #[test]
 fn copies_move_bytes_and_refuse_unequal_lengths() {
     for device in devices().into_iter().filter(|d| !d.info().name.starts_with("sim")) {
-        let request =
-            AllocRequest { domain: DomainId::HOST, bytes: 128, purpose: Purpose::Activations };
+        let domain = device.domains()[0].id;
+        let request = AllocRequest { domain, bytes: 128, purpose: Purpose::Activations };
         let (from, to) =
             (device.alloc(request).expect("fits"), device.alloc(request).expect("fits"));
-        from.write().expect("free").fill(7);
+        write_buffer(device.as_ref(), &from, &[7; 128]).expect("writes");
+        write_buffer(device.as_ref(), &to, &[0; 128]).expect("writes");
         let done: Arc<Timeline> = Arc::default();
         let copy = |from_range: std::ops::Range<usize>, value| Submission {
             waits: Points::new(),
@@ -107,7 +112,8 @@ fn copies_move_bytes_and_refuse_unequal_lengths() {
         };
         device.submit(0, copy(0..64, 1)).expect("queues");
         done.wait(1).expect("copied");
-        assert_eq!(to.read().expect("free")[60..68], [0, 0, 0, 0, 7, 7, 7, 7]);
+        let bytes = read_buffer(device.as_ref(), &to, 128).expect("reads");
+        assert_eq!(bytes[60..68], [0, 0, 0, 0, 7, 7, 7, 7]);
         device.submit(0, copy(0..63, 2)).expect("queues");
         assert!(matches!(done.wait(2).expect_err("unequal").error, DeviceError::BadRequest { .. }));
     }
@@ -125,10 +131,11 @@ fn foreign_domains_queues_and_cancelled_jobs_are_refused() {
         let compiled = device.compile(&case.graph, &case.segment(), bucket, &job);
         assert!(compiled.is_err(), "{name}: a cancelled job");
     }
-    let backends = Backends::detect(BackendOptions::default());
-    backends.memory.set_budget(DomainId::HOST, Bytes(1000));
-    let request = AllocRequest { domain: DomainId::HOST, bytes: 1001, purpose: Purpose::Kv };
+    let backends = Backends::detect(gpu_options(false));
     for device in &backends.devices {
+        let domain = device.domains()[0].id;
+        backends.memory.set_budget(domain, Bytes(backends.memory.used(domain).0 + 1000));
+        let request = AllocRequest { domain, bytes: 1001, purpose: Purpose::Kv };
         let error = device.alloc(request).expect_err("over budget");
         assert!(matches!(error, DeviceError::OutOfMemory { need: Bytes(1001), .. }), "{error}");
     }

@@ -1,62 +1,27 @@
 //! What must not change a result: chunking, the devices of a plan, what else is in a step.
 
-use std::path::PathBuf;
-
 use trefoil_engine::backends::{BackendOptions, Backends};
-use trefoil_engine::kv::KvType;
-use trefoil_engine::model::{Lowered, ModelOptions, open_file};
-use trefoil_engine::runner::{Outputs, Runner};
-use trefoil_graph::{ModelFile, Rows, StepInputs};
+use trefoil_engine::model::ModelOptions;
+use trefoil_graph::{Rows, StepInputs};
 use trefoil_kernels::cases::Random;
 use trefoil_scheduler::Pin;
-use trefoil_tests::golden;
-use trefoil_tests::numbers::{argmax, nmse};
+use trefoil_tests::numbers::nmse;
+use trefoil_tests::running::{
+    demo, exact_options as options, greedy, logits, lowered, model_file, random_tokens, runner,
+};
 
 const MODELS: &[&str] = &["smollm", "gemma3", "qwen3moe", "phi3-longrope"];
 
-fn model_file(name: &str) -> PathBuf {
-    golden::data().join("models").join(name).join("model-f32.gguf")
-}
-
 fn exact() -> Backends {
     Backends::detect(BackendOptions { exact: true, ..BackendOptions::default() })
-}
-
-fn options(device: &str) -> ModelOptions {
-    ModelOptions {
-        kv_type: KvType::F32,
-        device: Some(device.to_owned()),
-        ..ModelOptions::default()
-    }
-}
-
-fn runner(lowered: &Lowered, backends: &Backends, options: &ModelOptions) -> Runner {
-    let plan = lowered.plan(backends, options).expect("places");
-    lowered.runner(backends, &plan, options).expect("compiles")
-}
-
-fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
-    let mut sequence = runner.begin(512);
-    let mut all = Vec::new();
-    runner
-        .feed(&mut sequence, tokens, Outputs::All, |_, row| all.extend_from_slice(row))
-        .expect("runs");
-    runner.end(sequence);
-    all
-}
-
-fn tokens(lowered: &Lowered, count: usize) -> Vec<u32> {
-    let mut random = Random::new(5);
-    (0..count).map(|_| (random.bits() % lowered.vocabulary() as u64) as u32).collect()
 }
 
 #[test]
 fn chunks_of_any_size_give_the_same_logits() {
     let backends = exact();
     for name in MODELS {
-        let file = ModelFile::open(&model_file(name)).expect("opens");
-        let lowered = Lowered::new(file, options("cpu0").lower).expect("lowers");
-        let tokens = tokens(&lowered, 75);
+        let lowered = lowered(&model_file(name));
+        let tokens = random_tokens(&lowered, 75, 5);
         for (device, bound) in [("ref0", 1e-10), ("cpu0", 1e-6)] {
             let whole = logits(&mut runner(&lowered, &backends, &options(device)), &tokens);
             for chunk in [1, 2, 7, 16, 33, 74] {
@@ -72,9 +37,8 @@ fn chunks_of_any_size_give_the_same_logits() {
 #[test]
 fn chunks_are_bitwise_equal_on_the_cpu_with_rounded_activations() {
     let backends = Backends::detect(BackendOptions::default());
-    let lowered =
-        Lowered::new(open_file("demo").expect("opens"), options("cpu0").lower).expect("lowers");
-    let tokens = tokens(&lowered, 40);
+    let lowered = demo();
+    let tokens = random_tokens(&lowered, 40, 5);
     let whole = logits(&mut runner(&lowered, &backends, &options("cpu0")), &tokens);
     for chunk in [1, 5, 17] {
         let options = ModelOptions { chunk, ..options("cpu0") };
@@ -86,8 +50,7 @@ fn chunks_are_bitwise_equal_on_the_cpu_with_rounded_activations() {
 #[test]
 fn a_row_does_not_depend_on_what_else_is_in_the_step() {
     let backends = Backends::detect(BackendOptions::default());
-    let lowered =
-        Lowered::new(open_file("demo").expect("opens"), options("cpu0").lower).expect("lowers");
+    let lowered = demo();
     let mut runner = runner(&lowered, &backends, &options("cpu0"));
     let prompts: [&[u32]; 3] = [&[1, 337, 201, 635, 378], &[5, 6], &[100, 200, 300, 400, 7, 8, 9]];
     let alone: Vec<Vec<f32>> = prompts
@@ -120,35 +83,16 @@ fn a_row_does_not_depend_on_what_else_is_in_the_step() {
     }
 }
 
-/// Greedy tokens of a model under a plan.
-fn greedy(lowered: &Lowered, backends: &Backends, options: &ModelOptions) -> Vec<u32> {
-    let mut runner = runner(lowered, backends, options);
-    let prompt = tokens(lowered, 20);
-    let mut sequence = runner.begin(512);
-    let mut row = Vec::new();
-    let mut keep = |_: usize, logits: &[f32]| {
-        row.clear();
-        row.extend_from_slice(logits);
-    };
-    runner.feed(&mut sequence, &prompt, Outputs::Last, &mut keep).expect("runs");
-    let mut made = Vec::new();
-    for _ in 0..16 {
-        let next = argmax(&row);
-        made.push(next);
-        let keep = |_: usize, logits: &[f32]| row = logits.to_vec();
-        runner.feed(&mut sequence, &[next], Outputs::Last, keep).expect("runs");
-    }
-    made
-}
-
 #[test]
 fn forced_plans_give_the_same_greedy_tokens() {
     let backends = exact();
     let mut random = Random::new(11);
     for name in MODELS {
-        let file = ModelFile::open(&model_file(name)).expect("opens");
-        let lowered = Lowered::new(file, options("cpu0").lower).expect("lowers");
-        let want = greedy(&lowered, &backends, &options("ref0"));
+        let lowered = lowered(&model_file(name));
+        let prompt = random_tokens(&lowered, 20, 5);
+        let made =
+            |options: &ModelOptions| greedy(&mut runner(&lowered, &backends, options), &prompt, 17);
+        let want = made(&options("ref0"));
         let names: Vec<String> =
             lowered.graph.units().iter().map(trefoil_graph::Unit::name).collect();
         let alternating = names.iter().enumerate().map(|(index, unit)| (unit, index % 2 == 0));
@@ -163,7 +107,7 @@ fn forced_plans_give_the_same_greedy_tokens() {
                 phase: None,
             });
             let options = ModelOptions { pins: pins.collect(), ..options("cpu0") };
-            assert_eq!(greedy(&lowered, &backends, &options), want, "{name}: {plan:?}");
+            assert_eq!(made(&options), want, "{name}: {plan:?}");
         }
     }
 }

@@ -1,34 +1,16 @@
 //! Models of made-up weights: that they load, run and are told apart; steps of several sequences.
 
-use std::path::Path;
-
 use trefoil_engine::backends::{BackendOptions, Backends};
-use trefoil_engine::model::{Lowered, ModelOptions};
+use trefoil_engine::model::ModelOptions;
 use trefoil_engine::quantize::Mixture;
-use trefoil_engine::runner::{Outputs, RunError, Runner, Sequence};
+use trefoil_engine::runner::{Outputs, RunError, Sequence};
 use trefoil_engine::synthetic::{
     Cache, ExpertShape, RopeScaling, Shape, Synthetic, SyntheticError,
 };
 use trefoil_graph::metadata::Metadata;
 use trefoil_graph::{BlockType, ModelFile};
-
-const TINY: Shape = Shape {
-    name: "tiny",
-    architecture: "qwen3",
-    layers: 3,
-    hidden: 256,
-    heads: 4,
-    kv_heads: 2,
-    head_dim: 64,
-    ffn: 512,
-    experts: None,
-    vocabulary: 300,
-    tied: true,
-    context: 512,
-    rope_base: 1e6,
-    rope_scaling: None,
-    norm_eps: 1e-6,
-};
+use trefoil_tests::made::{TINY, made};
+use trefoil_tests::running::runner;
 
 fn shapes() -> [Shape; 3] {
     let scaling = RopeScaling { factor: 8.0, low: 1.0, high: 4.0, original_context: 64.0 };
@@ -41,19 +23,6 @@ fn shapes() -> [Shape; 3] {
             ..TINY
         },
     ]
-}
-
-fn made(folder: &Path, shape: Shape, mixture: Mixture) -> Lowered {
-    let model = Synthetic { shape, mixture, tokenizer: None };
-    let path = folder.join(format!("{}-{mixture}.gguf", shape.architecture));
-    model.write(&path, &mut |done, total| assert!(done <= total)).expect("writes");
-    let file = ModelFile::open(&path).expect("opens");
-    Lowered::new(file, ModelOptions::default().lower).expect("lowers")
-}
-
-fn runner(lowered: &Lowered, backends: &Backends, options: &ModelOptions) -> Runner {
-    let plan = lowered.plan(backends, options).expect("places");
-    lowered.runner(backends, &plan, options).expect("compiles")
 }
 
 #[test]

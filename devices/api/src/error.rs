@@ -35,7 +35,10 @@ pub enum DeviceError {
         holders: String,
     },
     /// The device is gone; handles of its epoch are dead.
-    #[error("device lost ({reason:?}, epoch {epoch})")]
+    #[error(
+        "device lost ({reason:?}, epoch {epoch}); load the model again, or run it on another \
+         device"
+    )]
     Lost {
         /// Why.
         reason: LostReason,

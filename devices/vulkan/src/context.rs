@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ash::vk;
 use parking_lot::Mutex;
@@ -20,6 +21,10 @@ pub(crate) struct Context {
     /// Where what the device allocates is counted.
     pub(crate) domain: DomainId,
     queue: Mutex<vk::Queue>,
+    /// Did the driver say that the device is lost? It stays so.
+    lost: AtomicBool,
+    /// Once true, the driver is taken to say that the device is lost.
+    fault: Option<Arc<AtomicBool>>,
 }
 
 impl std::fmt::Debug for Context {
@@ -30,7 +35,11 @@ impl std::fmt::Debug for Context {
 
 impl Context {
     /// Opens the adapter's compute queue. The adapter lacks nothing (the caller checked).
-    pub(crate) fn open(adapter: Adapter, domain: DomainId) -> Result<Arc<Self>, DeviceError> {
+    pub(crate) fn open(
+        adapter: Adapter,
+        domain: DomainId,
+        fault: Option<Arc<AtomicBool>>,
+    ) -> Result<Arc<Self>, DeviceError> {
         let instance = &adapter.instance.raw;
         // SAFETY: the physical device belongs to the instance, which the adapter keeps alive.
         let families =
@@ -102,12 +111,24 @@ impl Context {
             .host_import
             .map(|_| ash::ext::external_memory_host::Device::new(instance, &raw));
         let queue = Mutex::new(queue);
-        Ok(Arc::new(Self { raw, adapter, family, memory, host_import, domain, queue }))
+        let lost = AtomicBool::new(false);
+        Ok(Arc::new(Self { raw, adapter, family, memory, host_import, domain, queue, lost, fault }))
     }
 
     /// The error behind a driver's answer.
     pub(crate) fn error(&self, call: &'static str, result: vk::Result) -> DeviceError {
+        if result == vk::Result::ERROR_DEVICE_LOST {
+            self.lost.store(true, Ordering::Relaxed);
+        }
         driver_error(call, result, self.domain)
+    }
+
+    /// An error once the driver said that the device is lost: nothing runs on it any more.
+    pub(crate) fn check(&self) -> Result<(), DeviceError> {
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(DeviceError::Lost { reason: LostReason::Driver, epoch: 0 });
+        }
+        Ok(())
     }
 
     /// Runs a command buffer and waits until it is done.
@@ -120,10 +141,15 @@ impl Context {
         let submit = [vk::SubmitInfo::default().command_buffers(&buffers)];
         {
             let queue = self.queue.lock();
-            // SAFETY: the queue is locked; the commands were recorded for this device and touch
-            // memory that their recording keeps alive; the fence is not in use.
-            unsafe { self.raw.queue_submit(*queue, &submit, fence) }
-                .map_err(|result| self.error("vkQueueSubmit", result))?;
+            let faulty = self.fault.as_ref().is_some_and(|fault| fault.load(Ordering::Relaxed));
+            let submitted = if faulty {
+                Err(vk::Result::ERROR_DEVICE_LOST)
+            } else {
+                // SAFETY: the queue is locked; the commands were recorded for this device and touch
+                // memory that their recording keeps alive; the fence is not in use.
+                unsafe { self.raw.queue_submit(*queue, &submit, fence) }
+            };
+            submitted.map_err(|result| self.error("vkQueueSubmit", result))?;
         }
         // SAFETY: the fence belongs to this device.
         let waited = unsafe { self.raw.wait_for_fences(&[fence], true, u64::MAX) };

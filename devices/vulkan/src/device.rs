@@ -1,7 +1,7 @@
 //! The device contract over Vulkan.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -40,6 +40,9 @@ pub struct VulkanOptions {
     pub memory_limit: Option<Bytes>,
     /// Largest piece of a weight in one buffer, below the device's own limit (for tests).
     pub max_part: Option<u64>,
+    /// Once true, every submission ends as if the driver had said that the device is lost (for
+    /// tests of what follows).
+    pub fault: Option<Arc<AtomicBool>>,
 }
 
 /// Share of a card's memory that is used where the driver does not tell how much is free.
@@ -62,7 +65,7 @@ struct VulkanDevice {
     busy: Mutex<(Nanos, Nanos)>,
     next: AtomicU64,
     residency: Residency,
-    turns: Mutex<Vec<(Weak<RopeTable>, Arc<Allocation>)>>,
+    turns: Mutex<Vec<(Weak<RopeTable>, Weak<Allocation>)>>,
     tables: Arc<Allocation>,
     transfers: Arc<Transfers>,
     context: Arc<Context>,
@@ -84,7 +87,7 @@ pub fn device(
     }
     let shared = adapter.shares_memory();
     let domain = if shared { DomainId::HOST } else { options.domain };
-    let context = Context::open(adapter, domain)?;
+    let context = Context::open(adapter, domain, options.fault.clone())?;
     let adapter = &context.adapter;
     if !shared {
         let free = context.budget().map(|(budget, _)| budget);
@@ -156,14 +159,14 @@ impl VulkanDevice {
     /// Cosines and sines of a table, made once while any program uses them.
     fn turns(&self, table: &Arc<RopeTable>) -> Result<Arc<Allocation>, DeviceError> {
         let mut turns = self.turns.lock();
-        turns.retain(|(table, _)| table.strong_count() > 0);
+        turns.retain(|(_, made)| made.strong_count() > 0);
         let known =
             turns.iter().find(|(known, _)| std::ptr::eq(known.as_ptr(), Arc::as_ptr(table)));
-        if let Some((_, allocation)) = known {
-            return Ok(allocation.clone());
+        if let Some(allocation) = known.and_then(|(_, made)| made.upgrade()) {
+            return Ok(allocation);
         }
         let allocation = Arc::new(self.filled(bytemuck::cast_slice(&Turns::of(table)))?);
-        turns.push((Arc::downgrade(table), allocation.clone()));
+        turns.push((Arc::downgrade(table), Arc::downgrade(&allocation)));
         Ok(allocation)
     }
 
@@ -324,6 +327,7 @@ impl Device for VulkanDevice {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
+        self.context.check()?;
         if self.queue.is_alive() {
             return Ok(());
         }

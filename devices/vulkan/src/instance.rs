@@ -26,6 +26,12 @@ pub enum InstanceError {
         /// Minor version.
         minor: u32,
     },
+    /// No driver, or none that shows a device.
+    #[error(
+        "no Vulkan driver shows a device; install the graphics driver's Vulkan package (Debian: \
+         mesa-vulkan-drivers) and see that this user may open /dev/dri"
+    )]
+    NoDriver,
     /// The loader refused.
     #[error("vkCreateInstance: {0}")]
     Refused(vk::Result),
@@ -84,7 +90,10 @@ impl Instance {
             .enabled_extension_names(&extension_names[..count]);
         // SAFETY: `info` and all it points to outlive the call; the layer and its extension are
         // installed when they are named.
-        let raw = unsafe { entry.create_instance(&info, None) }.map_err(InstanceError::Refused)?;
+        let raw = unsafe { entry.create_instance(&info, None) }.map_err(|result| match result {
+            vk::Result::ERROR_INCOMPATIBLE_DRIVER => InstanceError::NoDriver,
+            other => InstanceError::Refused(other),
+        })?;
         let messages = Box::new(AtomicU64::new(0));
         let messenger = validate.then(|| listen(&entry, &raw, &messages)).flatten();
         Ok(Arc::new(Self { raw, messages, messenger, entry }))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ash::vk;
-use trefoil_devices_api::{DeviceError, Reservation};
+use trefoil_devices_api::{Buffer, DeviceError, Reservation};
 use trefoil_telemetry::Bytes;
 
 use crate::context::Context;
@@ -37,6 +37,8 @@ pub(crate) struct Allocation {
     pub(crate) len: u64,
     mapped: *mut u8,
     _reservation: Option<Reservation>,
+    /// The host's buffer that an import shows.
+    _shown: Option<Buffer>,
 }
 
 // SAFETY: the mapped pointer is used only through `&mut self` or by copying methods whose callers
@@ -160,6 +162,7 @@ impl Allocation {
             len,
             mapped: std::ptr::null_mut(),
             _reservation: reservation,
+            _shown: None,
         };
         // SAFETY: the buffer belongs to this device.
         let needs = unsafe { context.raw.get_buffer_memory_requirements(buffer) };
@@ -207,6 +210,12 @@ impl Allocation {
             made.mapped = pointer.map_err(|result| context.error("vkMapMemory", result))?.cast();
         }
         Ok(made)
+    }
+
+    /// The import with the buffer whose bytes it shows, which lives as long.
+    pub(crate) fn holding(mut self, shown: Buffer) -> Self {
+        self._shown = Some(shown);
+        self
     }
 
     /// Can the host write it in place?

@@ -1,7 +1,7 @@
 //! What the device's queue thread does: lays out a step, replays its recording, copies.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use trefoil_devices_api::{
     Backing, Buffer, BufferId, BufferRef, DeviceError, MemoryManager, RunArgs, Work, Worker,
@@ -59,11 +59,13 @@ pub(crate) struct WorkerState {
     scratch: Growing,
     step: Growing,
     words: Vec<u32>,
-    imports: HashMap<BufferId, (Buffer, Arc<Allocation>)>,
+    /// Host buffers that recordings use; each import holds its buffer.
+    imports: HashMap<BufferId, Weak<Allocation>>,
 }
 
 impl Worker for VulkanWorker {
     fn run(&mut self, work: Work) -> Result<(), DeviceError> {
+        self.context.check()?;
         match work {
             Work::Barrier => Ok(()),
             Work::Copy { from, to } => self.copy(&from, &to),
@@ -255,26 +257,23 @@ impl VulkanWorker {
             Backing::Host(bytes) => bytes,
         };
         let imports = &mut self.state.imports;
-        // Buffers that nobody else holds any more are let go.
-        imports.retain(|_, (held, import)| {
-            let Backing::Host(bytes) = held.backing() else { return false };
-            Arc::strong_count(bytes) > 1 || Arc::strong_count(import) > 1
-        });
-        if let Some((_, import)) = imports.get(&buffer.id) {
-            return Ok(import.clone());
+        imports.retain(|_, import| import.strong_count() > 0);
+        if let Some(import) = imports.get(&buffer.id).and_then(Weak::upgrade) {
+            return Ok(import);
         }
         let boundary = self.context.adapter.host_import.unwrap_or(4096);
         let guard = bytes.try_read().ok_or_else(|| {
             bad("buffer", "fences that keep its users apart", "two users at once")
         })?;
         let len = (guard.len().max(1) as u64).next_multiple_of(boundary);
-        // SAFETY: the bytes lie on pages of their own, which live as long as the buffer that is kept
-        // beside the import; the length is whole pages.
+        // SAFETY: the bytes lie on pages of their own, which live as long as the buffer that the
+        // import is given to hold; the length is whole pages.
         let import = unsafe { Allocation::import(&self.context, guard.as_ptr(), len) };
-        let import = Arc::new(import.ok_or_else(|| {
+        let import = import.ok_or_else(|| {
             bad("buffer", format!("memory that {} takes", self.context.adapter.name), "the host's")
-        })?);
-        imports.insert(buffer.id, (buffer.clone(), import.clone()));
+        })?;
+        let import = Arc::new(import.holding(buffer.clone()));
+        imports.insert(buffer.id, Arc::downgrade(&import));
         Ok(import)
     }
 

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &DevicesArgs) -> Outcome {
         writeln!(stdout(), "{:<6} {}{mark}", info.name, info.product)?;
     }
     for refused in &backends.refused {
-        writeln!(stdout(), "{:<6} not usable: {}", refused.name, refused.reason)?;
+        writeln!(stdout(), "{:<6} not used: {}", refused.name, refused.reason)?;
     }
     if let (Some(total), Some(available)) = (memory.total, memory.available) {
         writeln!(stdout(), "{:<6} {total}, {available} available", "ram")?;

@@ -36,6 +36,8 @@ pub(crate) fn open() -> Option<MutexGuard<'static, Gpu>> {
     let gpu = GPU.get_or_init(|| match Gpu::new() {
         Ok(gpu) => Some(Mutex::new(gpu)),
         Err(reason) => {
+            let expected = std::env::var_os("TREFOIL_EXPECT_GPU").is_some();
+            assert!(!expected, "TREFOIL_EXPECT_GPU is set and there is no Vulkan device: {reason}");
             eprintln!("no Vulkan device here, nothing tested: {reason}");
             None
         }
