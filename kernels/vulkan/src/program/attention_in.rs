@@ -211,3 +211,87 @@ struct Flags {
     norm_key: bool,
     store: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use trefoil_graph::{LowerOptions, ModelFile, UnitId, UnitKind, lower};
+
+    use super::*;
+    use crate::program::fusion::Fusion;
+    use crate::program::layout::Layout;
+
+    fn model(name: &str) -> LayerGraph {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/models");
+        let file = ModelFile::open(&models.join(name).join("model-f32.gguf")).expect("opens");
+        lower(&file, LowerOptions::default()).expect("lowers").1
+    }
+
+    fn units(graph: &LayerGraph, wanted: impl Fn(UnitKind) -> bool) -> Vec<UnitId> {
+        let ids = (0..graph.units().len()).map(UnitId);
+        ids.filter(|&id| wanted(graph.unit(id).kind)).collect()
+    }
+
+    /// Names of block 1's ops that a segment's KV writes absorb, without the block's prefix.
+    fn absorbed(graph: &LayerGraph, segment: &Segment) -> BTreeSet<String> {
+        let fusion = Fusion::new(graph, segment);
+        fusion
+            .absorbed
+            .keys()
+            .filter(|&&node| graph.unit(graph.node(node).unit).layer == Some(1))
+            .map(|&node| {
+                let name = &graph.node(node).name;
+                name.strip_prefix("blk.1.").unwrap_or(name).to_owned()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn norms_and_ropes_of_heads_run_in_the_kv_write() {
+        let ropes = ["rope_q", "rope_k"];
+        let all = ["attn_q_norm", "attn_k_norm", "rope_q", "rope_k"];
+        for (name, want) in [
+            ("llama", &ropes[..]),
+            ("phi3-longrope", &ropes),
+            ("gemma3", &all),
+            ("qwen3moe", &all),
+            ("bert", &[]),
+        ] {
+            let graph = model(name);
+            let segment = graph.segment(&units(&graph, |_| true));
+            let want: BTreeSet<String> = want.iter().map(|&name| name.to_owned()).collect();
+            assert_eq!(absorbed(&graph, &segment), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_another_segment_reads_or_makes_is_not_absorbed() {
+        let graph = model("gemma3");
+        for kinds in [&[UnitKind::AttnIn][..], &[UnitKind::Attn, UnitKind::AttnOut]] {
+            let segment = graph.segment(&units(&graph, |kind| kinds.contains(&kind)));
+            assert_eq!(absorbed(&graph, &segment), BTreeSet::new(), "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_writes_nothing_that_it_reads() {
+        for name in ["llama", "gemma3", "qwen3moe", "phi3-longrope"] {
+            let graph = model(name);
+            let segment = graph.segment(&units(&graph, |_| true));
+            let fusion = Fusion::new(&graph, &segment);
+            let layout = Layout::new(&graph, &segment, &fusion, |_| 4, usize::MAX);
+            assert!(!fusion.writes.is_empty(), "{name}");
+            for write in fusion.writes.values() {
+                let query = write.query.as_ref().expect("queries are turned");
+                let read = [query.source, write.key.source, write.value].map(|x| layout.place(x));
+                assert!(!read.contains(&layout.place(query.result)), "{name}");
+                assert!(write.attention.is_some(), "{name}");
+                // All of them live at once.
+                let places: BTreeSet<_> = read.into_iter().collect();
+                assert_eq!(places.len(), 3, "{name}");
+            }
+        }
+    }
+}
