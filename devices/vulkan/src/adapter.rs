@@ -167,8 +167,12 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
     // SAFETY: as above.
     unsafe { instance.raw.get_physical_device_features2(physical, &mut features) };
     let int64 = features.features.shader_int64 == vk::TRUE;
-    let arithmetic = subgroup.supported_operations.contains(vk::SubgroupFeatureFlags::ARITHMETIC)
-        && subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE);
+    let subgroups = |operations: vk::SubgroupFeatureFlags| {
+        subgroup.supported_operations.contains(operations)
+            && subgroup.supported_stages.contains(vk::ShaderStageFlags::COMPUTE)
+    };
+    let arithmetic = subgroups(vk::SubgroupFeatureFlags::ARITHMETIC);
+    let shuffle = subgroups(vk::SubgroupFeatureFlags::SHUFFLE);
     let needs = [
         (api >= vk::API_VERSION_1_2, "Vulkan 1.2"),
         (int64, "shaderInt64"),
@@ -177,6 +181,7 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
         (v12.buffer_device_address == vk::TRUE, "bufferDeviceAddress"),
         (v12.timeline_semaphore == vk::TRUE, "timelineSemaphore"),
         (arithmetic, "subgroup arithmetic"),
+        (shuffle, "subgroup shuffles"),
     ];
     let missing = needs.into_iter().filter_map(|(there, name)| (!there).then_some(name)).collect();
     let float16 = v12.shader_float16 == vk::TRUE;

@@ -1,6 +1,6 @@
 // Turns each head of each row by its position; elements past the table's pairs stay as they are.
-// The table is in two steps (position / 256 and position % 256), whose turns multiply.
 #include "common.glsl"
+#include "turns.glsl"
 
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const bool HALVES = false;
@@ -17,10 +17,6 @@ layout(push_constant, std430) uniform Push {
     uint pairs;
     uint has_long;
 };
-
-layout(buffer_reference, std430, buffer_reference_align = 8) buffer Turn { vec2 at[]; };
-
-const uint FINE = 256, COARSE = 4096;
 
 void main() {
     uint row = gl_WorkGroupID.y;
@@ -40,13 +36,9 @@ void main() {
     uint position = Words(positions).at[row];
     uint sequence = Words(row_sequences).at[row];
     uint form = has_long != 0 ? Words(sequences).at[sequence * 6 + 5] : 0;
-    Turn table = Turn(turns + uint64_t(form) * (FINE + COARSE) * pairs * 8);
-    vec2 fine = table.at[position % FINE * pairs + pair];
-    vec2 coarse = table.at[(FINE + min(position / FINE, COARSE - 1)) * pairs + pair];
-    float cosine = fma(fine.x, coarse.x, -fine.y * coarse.y);
-    float sine = fma(fine.y, coarse.x, fine.x * coarse.y);
+    uint64_t table = turns_table(turns, pairs, form);
     uint i = HALVES ? pair : 2 * pair, j = HALVES ? pair + pairs : 2 * pair + 1;
-    float a = from.at[i], b = from.at[j];
-    to.at[i] = fma(a, cosine, -b * sine);
-    to.at[j] = fma(a, sine, b * cosine);
+    vec2 turned = turn_pair(table, pairs, position, pair, vec2(from.at[i], from.at[j]));
+    to.at[i] = turned.x;
+    to.at[j] = turned.y;
 }

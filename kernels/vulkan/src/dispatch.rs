@@ -85,7 +85,7 @@ pub enum Place {
     Tables,
     /// The step's rows.
     Step(StepField),
-    /// Parts of attention before they are combined.
+    /// Counters of attention, and its parts before they are put together.
     Partials,
     /// Lists of the mixture of experts.
     Groups,
@@ -161,8 +161,30 @@ impl Dispatch {
         self
     }
 
+    /// As `write`, or no address.
+    pub(crate) fn write_if(self, spot: Option<Spot>) -> Self {
+        match spot {
+            Some(spot) => self.write(spot),
+            None => self.nowhere(),
+        }
+    }
+
     pub(crate) fn update(mut self, (place, offset): Spot) -> Self {
         self.push.push(Push::Update(place, offset));
+        self
+    }
+
+    /// As `update`, or no address.
+    pub(crate) fn update_if(self, spot: Option<Spot>) -> Self {
+        match spot {
+            Some(spot) => self.update(spot),
+            None => self.nowhere(),
+        }
+    }
+
+    /// An address that is not used.
+    pub(crate) fn nowhere(mut self) -> Self {
+        self.push.push(Push::Nowhere);
         self
     }
 

@@ -1,39 +1,81 @@
-//! Rope, KV pages, attention.
+//! Rope and attention.
 
 use trefoil_graph::NodeIndex;
-use trefoil_graph::ops::{Attention, KvWrite, Rope, RopeStyle};
+use trefoil_graph::ops::{Attention, Rope, RopeStyle};
 
 use super::Emit;
-use crate::dispatch::{Counts, Dispatch, Place, StepField};
+use crate::dispatch::{Counts, Dispatch, Features, Place, Spot, StepField};
 
 /// Positions that a workgroup of attention takes: the fixed boundaries of its sums, as
 /// `attention_vec.comp` has them.
 pub const SPLIT: u32 = 256;
 
-/// Threads of an attention workgroup, where the subgroup is not larger.
-const THREADS: u32 = 128;
+/// Threads of an attention workgroup at most, and subgroups.
+const THREADS: u32 = 256;
+const SUBGROUPS: u32 = 8;
+
+/// Query heads whose values a workgroup puts together at once, at most, and bytes for that.
+const HEADS_AT_ONCE: u32 = 8;
+const MIXED_BYTES: u32 = 32 << 10;
 
 /// Largest scratch that attention takes for many rows at once.
 const PARTIALS: u64 = 64 << 20;
 
-/// Bytes of shared memory that a workgroup takes: queries, scores, mixed values, page numbers.
-pub(super) fn shared_bytes(op: &Attention) -> u32 {
-    let group = (op.heads / op.kv_heads) as u32;
-    group * (op.head_dim as u32 + SPLIT) * 4 + THREADS * 16 + SPLIT * 4
+/// Workgroup of attention of single rows.
+struct Workgroup {
+    threads: u32,
+    subgroups: u32,
+    heads_at_once: u32,
+    shared_bytes: u32,
 }
 
-/// Bytes that one row's parts take.
+impl Workgroup {
+    fn new(op: &Attention, features: &Features) -> Self {
+        let subgroup = features.subgroup;
+        let threads = (SUBGROUPS * subgroup).min(THREADS).max(subgroup);
+        let subgroups = threads / subgroup;
+        let (group, head_dim) = ((op.heads / op.kv_heads) as u32, op.head_dim as u32);
+        // Queries, scores, weights; page numbers and what rounding takes.
+        let always = group * (head_dim + SPLIT + 2) * 4 + SPLIT * 4 + 64;
+        let each = subgroups * head_dim * 4;
+        let room = features.shared_bytes.saturating_sub(always).min(MIXED_BYTES);
+        let heads_at_once = (room / each.max(1)).clamp(1, group.min(HEADS_AT_ONCE));
+        let shared_bytes = always + each * heads_at_once;
+        Self { threads, subgroups, heads_at_once, shared_bytes }
+    }
+}
+
+/// Bytes of shared memory that a workgroup takes.
+pub(super) fn shared_bytes(op: &Attention, features: &Features) -> u32 {
+    Workgroup::new(op, features).shared_bytes
+}
+
+/// Bytes that one row's parts take: none where each row sees one split.
 fn row_bytes(op: &Attention, counts: &Counts) -> u64 {
-    op.heads as u64 * u64::from(counts.splits) * (op.head_dim as u64 + 4) * 4
+    match counts.splits {
+        1 => 0,
+        splits => op.heads as u64 * u64::from(splits) * (op.head_dim as u64 + 4) * 4,
+    }
 }
 
 /// Rows that one launch takes.
 fn rows_at_once(op: &Attention, counts: &Counts) -> u32 {
-    (PARTIALS / row_bytes(op, counts)).clamp(1, u64::from(counts.tokens)) as u32
+    (PARTIALS / row_bytes(op, counts).max(1)).clamp(1, u64::from(counts.tokens.max(1))) as u32
+}
+
+/// Bytes of the counters, before the parts.
+fn counter_bytes(op: &Attention, counts: &Counts) -> u64 {
+    (u64::from(counts.tokens) * op.kv_heads as u64 * 4).next_multiple_of(256)
 }
 
 pub(super) fn partial_bytes(op: &Attention, counts: &Counts) -> u64 {
-    row_bytes(op, counts) * u64::from(rows_at_once(op, counts))
+    match counts.splits {
+        1 => 0,
+        _ => {
+            let parts = row_bytes(op, counts) * u64::from(rows_at_once(op, counts));
+            counter_bytes(op, counts) + parts
+        }
+    }
 }
 
 impl Emit<'_> {
@@ -54,68 +96,69 @@ impl Emit<'_> {
         self.push(dispatch);
     }
 
-    pub(super) fn kv_write(&mut self, op: &KvWrite, key: NodeIndex, value: NodeIndex) {
-        let pairs = (op.kv_heads * op.head_dim) as u32;
-        let constants = [u32::from(self.counts.half), self.counts.page_tokens];
-        let groups = [pairs.div_ceil(64), self.counts.tokens, 1];
-        let dispatch = Dispatch::new("kv_write", &constants, groups)
-            .read(self.tensor(key))
-            .read(self.tensor(value))
-            .read((Place::Step(StepField::Positions), 0))
-            .read((Place::Step(StepField::RowSequences), 0))
-            .read((Place::Step(StepField::Sequences), 0))
-            .read((Place::Step(StepField::Pages), 0))
-            .update((self.program.layout.kv_place(op.layer), 0))
-            .words([op.kv_heads as u32, op.head_dim as u32]);
-        self.push(dispatch);
-    }
-
-    pub(super) fn attention(&mut self, id: NodeIndex, op: &Attention, query: NodeIndex) {
-        let counts = self.counts;
+    pub(super) fn attention(
+        &mut self,
+        id: NodeIndex,
+        op: &Attention,
+        query: NodeIndex,
+        written: NodeIndex,
+    ) {
         if let Some((edge, subgroups)) = self.attention_tiles(op) {
             self.attention_of_many(id, op, query, edge, subgroups);
             return;
         }
-        let at_once = rows_at_once(op, counts);
-        let threads = THREADS.max(self.program.features.subgroup);
-        let fours = op.head_dim as u32 / 4;
-        let group = (op.heads / op.kv_heads) as u32;
+        let counts = self.counts;
+        let counters = self.attention_counters(op);
+        let ready = self.program.fusion.writes.get(&written);
+        if ready.is_none_or(|write| write.attention != Some(id)) {
+            self.clear_counters(op, counters);
+        }
+        let workgroup = Workgroup::new(op, &self.program.features);
+        let head_dim = op.head_dim as u32;
+        // One load brings 16 bytes, or four halves.
+        let fours = if counts.half && head_dim.is_multiple_of(8) { 2 } else { 1 };
+        let pieces = head_dim / 4 / fours;
+        let subgroup = self.program.features.subgroup;
         let constants = [
-            threads,
-            op.head_dim as u32,
-            group,
+            workgroup.threads,
+            head_dim,
+            (op.heads / op.kv_heads) as u32,
             u32::from(counts.half),
             counts.page_tokens,
             u32::from(op.causal),
-            fours.next_power_of_two().min(threads),
+            (1 << pieces.trailing_zeros().min(2)).min(subgroup),
+            pieces.next_power_of_two().min(subgroup),
+            workgroup.subgroups,
+            workgroup.heads_at_once,
+            fours,
         ];
+        let parts = counters.map(|(place, _)| (place, counter_bytes(op, counts)));
+        let at_once = rows_at_once(op, counts);
         for first in (0..counts.tokens).step_by(at_once as usize) {
             let rows = at_once.min(counts.tokens - first);
-            let row_bytes = row_bytes(op, counts);
-            // Parts are counted from the step's first row.
-            let partials = (Place::Partials, (u64::from(first) * row_bytes).wrapping_neg());
-            let vec = Dispatch::new(
-                "attention_vec",
-                &constants,
-                [op.kv_heads as u32, counts.splits, rows],
-            )
-            .read(self.tensor(query))
-            .read((Place::Step(StepField::Positions), 0))
-            .read((Place::Step(StepField::RowSequences), 0))
-            .read((Place::Step(StepField::Sequences), 0))
-            .read((Place::Step(StepField::Pages), 0))
-            .read((self.program.layout.kv_place(op.layer), 0))
-            .write(partials)
-            .words([op.kv_heads as u32, counts.splits, first])
-            .words([op.scale, op.softcap.unwrap_or(0.0)].map(f32::to_bits))
-            .words([op.window.unwrap_or(0)]);
-            self.push(vec);
-            let join = Dispatch::new("attention_join", &[], [op.heads as u32, rows, 1])
-                .read(partials)
+            let groups = [op.kv_heads as u32, counts.splits, rows];
+            let dispatch = Dispatch::new("attention_vec", &constants, groups)
+                .read(self.tensor(query))
+                .read((Place::Step(StepField::Positions), 0))
+                .read((Place::Step(StepField::RowSequences), 0))
+                .read((Place::Step(StepField::Sequences), 0))
+                .read((Place::Step(StepField::Pages), 0))
+                .read((self.program.layout.kv_place(op.layer), 0))
                 .write(self.tensor(id))
-                .words([op.head_dim as u32, op.heads as u32, counts.splits, first]);
-            self.push(join);
+                .update_if(parts)
+                .update_if(counters)
+                .words([op.kv_heads as u32, counts.splits, first])
+                .words([op.scale, op.softcap.unwrap_or(0.0)].map(f32::to_bits))
+                .words([op.window.unwrap_or(0)]);
+            self.push(dispatch);
         }
+    }
+
+    /// Where the counters are by which workgroups of single rows tell the last one; `None` where a
+    /// row has one workgroup for a KV head, or rows are not taken one by one.
+    pub(super) fn attention_counters(&self, op: &Attention) -> Option<Spot> {
+        let counted = self.counts.splits > 1 && self.attention_tiles(op).is_none();
+        counted.then_some((Place::Partials, 0))
     }
 
     /// Edge of the cooperative matrices and number of subgroups for many rows at once; `None` where

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use trefoil_graph::ops::{NormKind, Op};
 use trefoil_graph::{LayerGraph, NodeIndex, Segment};
 
+use super::attention_in::AttentionIn;
+
 /// How many rows of a step few-row kernels are for; more rows go through tiles.
 pub(super) const FEW_ROWS: u32 = 8;
 
@@ -21,6 +23,10 @@ pub(super) struct Fusion {
     pub(super) gate_of: BTreeMap<NodeIndex, NodeIndex>,
     /// Norms that only linears read: with few rows the linears norm as they go.
     pub(super) norms: BTreeSet<NodeIndex>,
+    /// What a KV write's kernel does besides.
+    pub(super) writes: BTreeMap<NodeIndex, AttentionIn>,
+    /// Norms and ropes of heads that a KV write's kernel does: the KV write.
+    pub(super) absorbed: BTreeMap<NodeIndex, NodeIndex>,
 }
 
 impl Fusion {
@@ -68,10 +74,22 @@ impl Fusion {
                         fusion.norms.insert(node);
                     }
                 }
+                Op::KvWrite(op) => {
+                    let write = AttentionIn::new(graph, segment, node, op, only_reader);
+                    fusion.absorbed.extend(write.absorbed().map(|part| (part, node)));
+                    fusion.writes.insert(node, write);
+                }
                 _ => {}
             }
         }
         fusion
+    }
+
+    /// Is there no tensor for a node's result, since it never leaves a kernel?
+    pub(super) fn passing(&self, node: NodeIndex) -> bool {
+        self.absorbed.get(&node).is_some_and(|write| {
+            self.writes[write].query.as_ref().is_none_or(|query| query.result != node)
+        })
     }
 
     /// The node at whose turn a node's kernel runs.
@@ -79,6 +97,7 @@ impl Fusion {
         if let Some(&(sum, _)) = self.residual.get(&node) {
             return sum;
         }
-        self.gate_of.get(&node).copied().unwrap_or(node)
+        let inside = self.gate_of.get(&node).or_else(|| self.absorbed.get(&node));
+        inside.copied().unwrap_or(node)
     }
 }

@@ -74,7 +74,7 @@ impl Layout {
         let mut lifetimes = Vec::new();
         for (first, &node) in segment.nodes.iter().enumerate() {
             let shape = graph.node(node).shape;
-            if shape.width == 0 || segment.outputs.contains(&node) {
+            if shape.width == 0 || segment.outputs.contains(&node) || fusion.passing(node) {
                 continue;
             }
             let size = shape.width * max_rows(shape.rows) * size_of::<f32>();

@@ -1,6 +1,7 @@
 //! A segment's ops as dispatches.
 
 mod attention;
+mod attention_in;
 mod experts;
 mod fusion;
 mod layout;
@@ -193,6 +194,9 @@ impl<'a> Emit<'a> {
     }
 
     fn node(&mut self, id: NodeIndex) {
+        if self.program.fusion.absorbed.contains_key(&id) {
+            return;
+        }
         let graph = self.graph();
         let inputs = graph.inputs(id);
         match &graph.node(id).op {
@@ -200,8 +204,8 @@ impl<'a> Emit<'a> {
             Op::Norm(op) => self.norm(id, op, inputs[0]),
             Op::Linear(op) => self.linear(id, op, inputs[0]),
             Op::Rope(op) => self.rope(id, op, inputs[0]),
-            Op::KvWrite(op) => self.kv_write(op, inputs[0], inputs[1]),
-            Op::Attention(op) => self.attention(id, op, inputs[0]),
+            Op::KvWrite(op) => self.attention_in(id, op),
+            Op::Attention(op) => self.attention(id, op, inputs[0], inputs[1]),
             Op::Gate(op) => self.gate(id, op, inputs[0], inputs[1]),
             Op::Activation(op) => self.activation(id, op, inputs[0]),
             Op::Add(_) => self.add(id, inputs[0], inputs[1]),

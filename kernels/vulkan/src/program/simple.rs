@@ -81,7 +81,8 @@ impl Emit<'_> {
         let threads = (group / 4).next_power_of_two().clamp(subgroup, subgroup.max(256));
         let centred = u32::from(op.kind == NormKind::Layer);
         let weight = self.vector(id, 0).expect("norms have a weight");
-        let constants = [threads, centred, u32::from(op.bias.is_some())];
+        let fours = u32::from(group.is_multiple_of(4));
+        let constants = [threads, centred, u32::from(op.bias.is_some()), fours];
         let dispatch = Dispatch::new("norm", &constants, spread(groups))
             .read(self.tensor(x))
             .read(weight)
@@ -190,7 +191,7 @@ pub fn supported(op: &Op, features: &Features) -> Result<(), String> {
         }
         Op::Attention(op) => {
             fours("head", op.head_dim)?;
-            let (need, have) = (attention::shared_bytes(op), features.shared_bytes);
+            let (need, have) = (attention::shared_bytes(op, features), features.shared_bytes);
             let heads = op.heads / op.kv_heads;
             let no = || {
                 format!(
