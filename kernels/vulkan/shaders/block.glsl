@@ -8,8 +8,9 @@
 //   CHUNK, decode_chunk(row, chunk, w), chunk_element(chunk, four): the column of the first of the
 //   four elements in w[four].
 // and, for products in whole numbers, where its codes have at most eight bits,
-//   DOT_SPANS, dot_element(chunk, four), decode_dot(row, chunk, q, f): 32 codes as signed bytes, eight
-//   words in DOT_SPANS equal parts, in each of which an element is f.x * code + f.y.
+//   RAW_WORDS, load_dot(row, chunk, raw): what a thread loads for 32 elements;
+//   DOT_SPANS, dot_element(chunk, four), decode_dot(raw, row, chunk, q, f): their codes as signed bytes,
+//   eight words in DOT_SPANS equal parts, in each of which an element is f.x * code + f.y.
 // `row` is the address of a row's first byte. Formats with a codebook take it from the push constant
 // `tables` (src/tables.rs has its layout), which is declared further down than this file is included;
 // so their decode_run is a macro that names it where it is used, and the default decode_chunk is too.

@@ -11,11 +11,6 @@
 #include "block.glsl"
 #endif
 
-#ifdef FIXED
-layout(local_size_x = 256) in;
-const uint TILE_R = 128, TILE_O = 128, SUB_R = 64, SUB_O = 32, DEPTH = 32;
-#define EDGE 16
-#else
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint TILE_R = 128;
 layout(constant_id = 2) const uint TILE_O = 128;
@@ -25,8 +20,6 @@ layout(constant_id = 4) const uint SUB_O = 32;
 layout(constant_id = 5) const uint EDGE = 16;
 // Columns of a tile: 32 or 64.
 layout(constant_id = 6) const uint DEPTH = 32;
-
-#endif
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -118,9 +111,9 @@ void store() {
 void main() {
     uint first_r = gl_WorkGroupID.y * TILE_R, first_o = gl_WorkGroupID.x * TILE_O;
     uint own_o = gl_SubgroupID % (TILE_O / SUB_O) * SUB_O, own_r = gl_SubgroupID / (TILE_O / SUB_O) * SUB_R;
-    Sum(EDGE) sums[SUMS_R][SUMS_O];
-    [[unroll]] for (uint i = 0; i < SUMS_R; i++)
-        [[unroll]] for (uint j = 0; j < SUMS_O; j++) sums[i][j] = Sum(EDGE)(0.0);
+    // One row of matrices after another. (In an array of arrays NVIDIA's driver keeps them in memory.)
+    Sum(EDGE) sums[SUMS_R * SUMS_O];
+    [[unroll]] for (uint i = 0; i < SUMS_R * SUMS_O; i++) sums[i] = Sum(EDGE)(0.0);
 
     load(first_r, first_o, 0);
     for (uint k = 0; k < cols; k += DEPTH) {
@@ -136,7 +129,7 @@ void main() {
                 Right(EDGE) right;
                 coopMatLoad(right, w_tile, (own_o + j * EDGE) * PITCH + d, PITCH, COLUMNS_FIRST);
                 [[unroll]] for (uint i = 0; i < SUMS_R; i++)
-                    sums[i][j] = coopMatMulAdd(left[i], right, sums[i][j]);
+                    sums[i * SUMS_O + j] = coopMatMulAdd(left[i], right, sums[i * SUMS_O + j]);
             }
         }
     }
@@ -146,14 +139,14 @@ void main() {
         [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
             uint64_t at = uint64_t(first_r + own_r + i * EDGE) * stride + first_o + own_o;
             [[unroll]] for (uint j = 0; j < SUMS_O; j++)
-                coopMatStore(sums[i][j], Floats(out_ + at * 4).at, j * EDGE, stride, ROWS_FIRST);
+                coopMatStore(sums[i * SUMS_O + j], Floats(out_ + at * 4).at, j * EDGE, stride, ROWS_FIRST);
         }
         return;
     }
     uint own = gl_SubgroupID * EDGE * EDGE;
     [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
         [[unroll]] for (uint j = 0; j < SUMS_O; j++) {
-            coopMatStore(sums[i][j], stage, own, EDGE, ROWS_FIRST);
+            coopMatStore(sums[i * SUMS_O + j], stage, own, EDGE, ROWS_FIRST);
             controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared,
                            gl_SemanticsAcquireRelease);
             for (uint e = gl_SubgroupInvocationID; e < EDGE * EDGE; e += gl_SubgroupSize) {

@@ -12,16 +12,6 @@
 #include "block.glsl"
 #include "functions.glsl"
 
-#ifdef FIXED
-layout(local_size_x = 128) in;
-#define ROWS 8
-#define COLUMNS 1
-#define GATED false
-#define FUNCTION 0
-#define NORM false
-#define SHARE 1
-#define LOOPS 1
-#else
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint ROWS = 8;
 layout(constant_id = 2) const uint COLUMNS = 1;
@@ -33,8 +23,6 @@ layout(constant_id = 5) const bool NORM = false;
 // Chunks of x that a thread keeps.
 layout(constant_id = 6) const uint SHARE = 1;
 layout(constant_id = 7) const uint LOOPS = 1;
-
-#endif
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -136,8 +124,26 @@ void store_totals(inout float v[SUMS], uint c) {
     if ((lane & (gl_SubgroupSize / SUMS - 1)) == 0) partial[c][which][gl_SubgroupID] = total;
 }
 
+// Codes of a thread's chunk of each row, on their way.
+uint raw[SUMS][RAW_WORDS];
+
+uint chunk_of(uint share) {
+    // Chunks past the end have no x: any weights will do.
+    return min(share * gl_WorkGroupSize.x + gl_LocalInvocationIndex, cols / 32 - 1);
+}
+
+uint64_t row_of(uint first, uint r) {
+    return row_address(GATED && r >= ROWS ? up : weights, min(first + r % ROWS, rows - 1), cols);
+}
+
+void begin_load(uint first, uint share) {
+    [[unroll]] for (uint r = 0; r < SUMS; r++) load_dot(row_of(first, r), chunk_of(share), raw[r]);
+}
+
 void main() {
-    uint column = gl_WorkGroupID.y * COLUMNS;
+    uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * LOOPS * ROWS;
+    // Weights are under way while x is made ready.
+    begin_load(start, 0);
     load_x(column);
     if (NORM) {
         [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
@@ -146,20 +152,18 @@ void main() {
         }
     }
     for (uint loop = 0; loop < LOOPS; loop++) {
-        uint first = (gl_WorkGroupID.x * LOOPS + loop) * ROWS;
+        uint first = start + loop * ROWS;
         if (first >= rows) break;
+        if (loop > 0) begin_load(first, 0);
         float sum[COLUMNS][SUMS];
         [[unroll]] for (uint c = 0; c < COLUMNS; c++)
             [[unroll]] for (uint r = 0; r < SUMS; r++) sum[c][r] = 0.0;
         [[unroll]] for (uint s = 0; s < SHARE; s++) {
-            // Chunks past the end have no x: any weights will do.
-            uint chunk = min(s * gl_WorkGroupSize.x + gl_LocalInvocationIndex, cols / 32 - 1);
+            if (s > 0) begin_load(first, s);
             [[unroll]] for (uint r = 0; r < SUMS; r++) {
-                uint64_t matrix = GATED && r >= ROWS ? up : weights;
-                uint64_t row = row_address(matrix, min(first + r % ROWS, rows - 1), cols);
                 int q[CHUNK_FOURS];
                 vec2 f[DOT_SPANS];
-                decode_dot(row, chunk, q, f);
+                decode_dot(raw[r], row_of(first, r), chunk_of(s), q, f);
                 [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
                     float inner = 0.0;
                     [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {

@@ -34,8 +34,6 @@ pub struct Tuning {
     pub coop_groups: u32,
     /// Rows of x from which on weights are turned into halves before the products.
     pub unpack_rows: u32,
-    /// TEMPORARY
-    pub experiment: u32,
 }
 
 impl Default for Tuning {
@@ -47,7 +45,6 @@ impl Default for Tuning {
             coop_tile: [128, 128, 64, 32, 32],
             coop_groups: 100,
             unpack_rows: u32::MAX,
-            experiment: 0,
         }
     }
 }

@@ -30,17 +30,24 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
 
 // Integer products: the chunks of decode_chunk, whose two halves have a factor and an offset each.
 #define DOT_SPANS 2
+#define RAW_WORDS 8
 #define dot_element chunk_element
 
-void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     Words4 block = Words4(row + chunk / 8 * BLOCK_BYTES);
-    uint within = chunk % 8;
-    uvec4 head = block.at[0], codes = block.at[1 + within];
-    vec2 factor, offset;
-    k_scales(head, within / 2, factor, offset);
+    uvec4 head = block.at[0], codes = block.at[1 + chunk % 8];
     [[unroll]] for (int i = 0; i < 4; i++) {
-        q[i] = int(codes[i] & 0x0f0f0f0f);
-        q[4 + i] = int((codes[i] >> 4) & 0x0f0f0f0f);
+        raw[i] = head[i];
+        raw[4 + i] = codes[i];
+    }
+}
+
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    vec2 factor, offset;
+    k_scales(uvec4(raw[0], raw[1], raw[2], raw[3]), chunk % 8 / 2, factor, offset);
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        q[i] = int(raw[4 + i] & 0x0f0f0f0f);
+        q[4 + i] = int((raw[4 + i] >> 4) & 0x0f0f0f0f);
     }
     [[unroll]] for (int s = 0; s < 2; s++) f[s] = vec2(factor[s], offset[s]);
 }

@@ -37,19 +37,28 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
 
 // Integer products: the chunks of decode_chunk, whose two halves have a factor and an offset each.
 #define DOT_SPANS 2
+#define RAW_WORDS 12
 #define dot_element chunk_element
 
-void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     Words4 block = Words4(row + chunk / 8 * BLOCK_BYTES);
-    uint within = chunk % 8, quarter = within / 2;
-    uvec4 head = block.at[0];
-    uvec4 fifth = block.at[1 + within % 2] >> (2 * quarter);
-    uvec4 codes = block.at[3 + within];
-    vec2 factor, offset;
-    k_scales(head, quarter, factor, offset);
+    uint within = chunk % 8;
+    uvec4 head = block.at[0], fifth = block.at[1 + within % 2], codes = block.at[3 + within];
     [[unroll]] for (int i = 0; i < 4; i++) {
-        q[i] = int((codes[i] & 0x0f0f0f0f) | ((fifth[i] & 0x01010101) << 4));
-        q[4 + i] = int(((codes[i] >> 4) & 0x0f0f0f0f) | (((fifth[i] >> 1) & 0x01010101) << 4));
+        raw[i] = head[i];
+        raw[4 + i] = codes[i];
+        raw[8 + i] = fifth[i];
+    }
+}
+
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    uint quarter = chunk % 8 / 2;
+    vec2 factor, offset;
+    k_scales(uvec4(raw[0], raw[1], raw[2], raw[3]), quarter, factor, offset);
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        uint codes = raw[4 + i], fifth = raw[8 + i] >> (2 * quarter);
+        q[i] = int((codes & 0x0f0f0f0f) | ((fifth & 0x01010101) << 4));
+        q[4 + i] = int(((codes >> 4) & 0x0f0f0f0f) | (((fifth >> 1) & 0x01010101) << 4));
     }
     [[unroll]] for (int s = 0; s < 2; s++) f[s] = vec2(factor[s], offset[s]);
 }

@@ -37,23 +37,46 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
     [[unroll]] for (uint i = 0; i < 4; i++) w[i] = decode_four(low[i], high[i], factor);
 }
 
-// Integer products: the chunks of decode_chunk, eight elements of each of four sub-blocks.
+// Integer products: the chunks of decode_chunk, eight elements of each of four sub-blocks. What is
+// loaded are the aligned words that hold the codes, two by two with one more, then the scales, then
+// `d`.
 #define DOT_SPANS 4
+#define RAW_WORDS 13
 #define dot_element chunk_element
 
-void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
-    uint64_t block = row + chunk / 8 * BLOCK_BYTES;
-    uint part = chunk_half(chunk), first = chunk_byte(chunk);
-    uint64_t at = block + part * 64 + first;
-    uvec2 even = two_words_at(at), odd = two_words_at(at + 32);
-    uvec2 high = two_words_at(block + 128 + part * 32 + first);
-    SignedBytes scales = SignedBytes(block + 192 + part * 8 + first / 16);
-    float d = half_at(block + 208);
+uint64_t dot_codes(uint64_t block, uint chunk) { return block + chunk_half(chunk) * 64 + chunk_byte(chunk); }
+uint64_t dot_high(uint64_t block, uint chunk) { return block + 128 + chunk_half(chunk) * 32 + chunk_byte(chunk); }
+
+void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
+    uint64_t block = row + chunk / 8 * BLOCK_BYTES, codes = dot_codes(block, chunk);
+    Words even = aligned_words(codes), odd = aligned_words(codes + 32);
+    Words high = aligned_words(dot_high(block, chunk));
+    Words scales = aligned_words(block + 192 + chunk_half(chunk) * 8);
+    [[unroll]] for (int i = 0; i < 3; i++) {
+        raw[i] = even.at[i];
+        raw[3 + i] = odd.at[i];
+        raw[6 + i] = high.at[i];
+        raw[9 + i] = scales.at[i];
+    }
+    raw[12] = uint(Halves(block + 208).at[0]);
+}
+
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    // All parts of a block lie on the same side of a word's boundary.
+    uint bits = misaligned_bits(row + chunk / 8 * BLOCK_BYTES);
+    uint two[4][2];
+    [[unroll]] for (int i = 0; i < 4; i++)
+        [[unroll]] for (int j = 0; j < 2; j++) two[i][j] = straddling(raw[3 * i + j], raw[3 * i + j + 1], bits);
+    float d = half_value(raw[12]);
+    // Scale of quarter i: byte 2 * i, or the next one for the upper half of the sub-blocks.
+    uint upper = chunk_byte(chunk) / 16 * 8;
     [[unroll]] for (uint i = 0; i < 4; i++) {
-        float factor = d * float(int(scales.at[2 * i]));
-        uvec2 low = (i % 2 == 0 ? even : odd) >> (i / 2 * 4);
-        [[unroll]] for (uint j = 0; j < 2; j++)
-            q[2 * i + j] = int((low[j] & 0x0f0f0f0f) | (((high[j] >> (2 * i)) & 0x03030303) << 4));
+        int scale = bitfieldExtract(int(two[3][i / 2] >> upper), int(i % 2) * 16, 8);
+        float factor = d * float(scale);
+        [[unroll]] for (uint j = 0; j < 2; j++) {
+            uint low = two[i % 2][j] >> (i / 2 * 4), high = two[2][j] >> (2 * i);
+            q[2 * i + j] = int((low & 0x0f0f0f0f) | ((high & 0x03030303) << 4));
+        }
         f[i] = vec2(factor, -32.0 * factor);
     }
 }

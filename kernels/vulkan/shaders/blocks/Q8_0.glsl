@@ -10,16 +10,20 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
     [[unroll]] for (int i = 0; i < 2; i++) w[i] = d * signed_bytes_of(codes[i]);
 }
 
-// Integer products: a whole block.
+// Integer products: a whole block. What is loaded are the aligned words that hold it.
 #define DOT_SPANS 1
+#define RAW_WORDS 10
 uint dot_element(uint chunk, uint four) { return chunk * 32 + four * 4; }
 
-void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     uint64_t block = row + chunk * BLOCK_BYTES;
-    uvec4 first = words_at(block + 2), last = words_at(block + 18);
-    [[unroll]] for (int i = 0; i < 4; i++) {
-        q[i] = int(first[i]);
-        q[4 + i] = int(last[i]);
-    }
-    f[0] = vec2(half_at(block), 0.0);
+    Words codes = aligned_words(block + 2);
+    [[unroll]] for (int i = 0; i < 9; i++) raw[i] = codes.at[i];
+    raw[9] = uint(Halves(block).at[0]);
+}
+
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+    uint bits = misaligned_bits(row + chunk * BLOCK_BYTES + 2);
+    [[unroll]] for (int i = 0; i < 8; i++) q[i] = int(straddling(raw[i], raw[i + 1], bits));
+    f[0] = vec2(half_value(raw[9]), 0.0);
 }

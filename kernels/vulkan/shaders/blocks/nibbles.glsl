@@ -40,18 +40,25 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
     }
 }
 
-// Integer products: a whole block.
+// Integer products: a whole block. What is loaded are the aligned words that hold its codes; the head
+// is short and read when it is needed.
 #define DOT_SPANS 1
+#define RAW_WORDS 5
 uint dot_element(uint chunk, uint four) { return chunk * 32 + four * 4; }
 
-void decode_dot(uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
+    Words codes = aligned_words(row + chunk * BLOCK_BYTES + CODES);
+    [[unroll]] for (int i = 0; i < RAW_WORDS; i++) raw[i] = codes.at[i];
+}
+
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
     uint64_t block = row + chunk * BLOCK_BYTES;
-    uint fifth;
+    uint fifth, bits = misaligned_bits(block + CODES);
     float factor, offset;
     load_head(block, fifth, factor, offset);
-    uvec4 codes = words_at(block + CODES);
     [[unroll]] for (uint i = 0; i < 4; i++) {
-        uint low = codes[i] & 0x0f0f0f0f, high = (codes[i] >> 4) & 0x0f0f0f0f;
+        uint codes = straddling(raw[i], raw[i + 1], bits);
+        uint low = codes & 0x0f0f0f0f, high = (codes >> 4) & 0x0f0f0f0f;
 #ifdef FIFTH_BITS
         low |= spread_bits(fifth >> (4 * i)) << 4;
         high |= spread_bits(fifth >> (4 * i + 16)) << 4;

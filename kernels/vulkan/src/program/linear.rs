@@ -132,13 +132,7 @@ impl Emit<'_> {
             let up = gated.map(|(up, _)| (Place::Weight(self.parts(up, 0)[part].0), 0));
             let at = |spot: Spot| (spot.0, spot.1 + first as u64 * 4);
             let groups = [outputs.div_ceil(kernel.outputs), rows.div_ceil(kernel.columns), 1];
-            let plain = self.program.features.tuning.experiment == 3
-                && kernel.shader == "linear_dot.Q4_K"
-                && matrix.cols == 4096
-                && gated.is_none()
-                && norm.is_none();
-            let shader = if plain { "dot_fixed_q4k" } else { kernel.shader.as_str() };
-            let dispatch = Dispatch::new(shader, &constants, groups)
+            let dispatch = Dispatch::new(kernel.shader.as_str(), &constants, groups)
                 .read((Place::Weight(weight), 0))
                 .read(self.tensor(source))
                 .write(at(extras.out))
@@ -205,11 +199,7 @@ impl Emit<'_> {
                     let (constants, groups) = self.coop_tiles(edge, rows, outputs);
                     let shader = if self.unpacks(rows, matrix) {
                         source = self.unpack(source, name, outputs, cols);
-                        match self.program.features.tuning.experiment {
-                            1 => "product_coop_fixed".to_owned(),
-                            2 => "product_coop_local".to_owned(),
-                            _ => "product_coop".to_owned(),
-                        }
+                        "product_coop".to_owned()
                     } else {
                         format!("linear_coop.{name}")
                     };
