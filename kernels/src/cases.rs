@@ -254,7 +254,7 @@ impl CaseBuilder {
     fn attentions(&mut self) {
         let rows: [&[(usize, u32)]; 4] =
             [&[(1, 0)], &[(1, 700)], &[(37, 0), (1, 63), (5, 300)], &[(70, 530)]];
-        let heads = [(4, 2, 16), (6, 1, 24), (3, 3, 8)];
+        let heads = [(4, 2, 16), (6, 1, 24), (3, 3, 8), (8, 2, 128), (10, 1, 96)];
         for (index, (rows, (heads, kv_heads, head_dim))) in
             rows.iter().flat_map(|rows| heads.map(|heads| (rows, heads))).enumerate()
         {
