@@ -285,6 +285,20 @@ impl CaseBuilder {
                 graph.push("a", op, &[inputs[0], written]).expect("fits")
             });
         }
+        // The second asks with the first one's result; both read what one op wrote.
+        let (heads, kv_heads, head_dim) = (4, 2, 16);
+        let shape = "twice 4/2x16 rows [(3, 530)]".to_owned();
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        self.add(None, shape, step(&[(3, 530)], 16), &[q, kv, kv], |graph, _, inputs| {
+            let window = None;
+            let layer = graph.kv_layer(KvShape { kv_heads, head_dim, window });
+            let write = KvWrite { layer, kv_heads, head_dim };
+            let written = graph.push("kv", write, &inputs[1..]).expect("fits");
+            let (scale, softcap, causal) = (0.25, None, true);
+            let op = Attention { layer, heads, kv_heads, head_dim, scale, window, causal, softcap };
+            let first = graph.push("a", op, &[inputs[0], written]).expect("fits");
+            graph.push("b", op, &[first, written]).expect("fits")
+        });
     }
 
     fn elementwise(&mut self) {
