@@ -254,7 +254,7 @@ impl CaseBuilder {
     fn attentions(&mut self) {
         let rows: [&[(usize, u32)]; 4] =
             [&[(1, 0)], &[(1, 700)], &[(37, 0), (1, 63), (5, 300)], &[(70, 530)]];
-        let heads = [(4, 2, 16), (6, 1, 24), (3, 3, 8)];
+        let heads = [(4, 2, 16), (6, 1, 24), (3, 3, 8), (8, 2, 128), (10, 1, 96)];
         for (index, (rows, (heads, kv_heads, head_dim))) in
             rows.iter().flat_map(|rows| heads.map(|heads| (rows, heads))).enumerate()
         {
@@ -285,6 +285,20 @@ impl CaseBuilder {
                 graph.push("a", op, &[inputs[0], written]).expect("fits")
             });
         }
+        // The second asks with the first one's result; both read what one op wrote.
+        let (heads, kv_heads, head_dim) = (4, 2, 16);
+        let shape = "twice 4/2x16 rows [(3, 530)]".to_owned();
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        self.add(None, shape, step(&[(3, 530)], 16), &[q, kv, kv], |graph, _, inputs| {
+            let window = None;
+            let layer = graph.kv_layer(KvShape { kv_heads, head_dim, window });
+            let write = KvWrite { layer, kv_heads, head_dim };
+            let written = graph.push("kv", write, &inputs[1..]).expect("fits");
+            let (scale, softcap, causal) = (0.25, None, true);
+            let op = Attention { layer, heads, kv_heads, head_dim, scale, window, causal, softcap };
+            let first = graph.push("a", op, &[inputs[0], written]).expect("fits");
+            graph.push("b", op, &[first, written]).expect("fits")
+        });
     }
 
     fn elementwise(&mut self) {

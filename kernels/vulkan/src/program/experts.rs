@@ -107,14 +107,14 @@ impl Emit<'_> {
         let hidden = (Place::Groups, parts.gate);
         let product = |emit: &Self,
                        matrix,
-                       second,
+                       second: Option<Spot>,
                        from,
                        out,
                        block: &str,
                        of_pair: bool,
                        rows: u32,
                        cols: usize| {
-            let gated = u32::from(second != None::<Spot>);
+            let gated = u32::from(second.is_some());
             let constants = [threads, ROWS_PER_SUBGROUP, gated, function, u32::from(of_pair)];
             let groups = [rows.div_ceil(SUBGROUPS * ROWS_PER_SUBGROUP), pairs, 1];
             Dispatch::new(format!("experts_vec.{block}"), &constants, groups)

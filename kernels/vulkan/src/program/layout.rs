@@ -113,10 +113,8 @@ impl Layout {
                     self.vector(id, 1, &decode_vector(bias));
                 }
             }
-            Op::Rope(op) => {
-                if !self.turns.iter().any(|table| Arc::ptr_eq(table, &op.table)) {
-                    self.turns.push(op.table.clone());
-                }
+            Op::Rope(op) if !self.turns.iter().any(|table| Arc::ptr_eq(table, &op.table)) => {
+                self.turns.push(op.table.clone());
             }
             Op::KvWrite(op) => self.kv(op.layer),
             Op::Attention(op) => self.kv(op.layer),
