@@ -110,6 +110,9 @@ const PASTS: [usize; 8] = [1, 40, 255, 256, 257, 511, 700, 1030];
 fn decoded_rows_are_bitwise_equal_alone_and_in_batches() {
     let Some(backends) = with_gpu(false) else { return };
     batches_agree(backends, &demo(), &default_options(), &[3, 1, 260, 9, 2], &[2, 5]);
+    // Windows, over the border of a part.
+    let windowed = lowered(&model_file("gemma3"));
+    batches_agree(backends, &windowed, &exact_options(GPU), &[1, 40, 255, 256, 257, 400], &[2, 6]);
     let folder = tempfile::tempdir().expect("a folder");
     let experts = Some(ExpertShape { count: 8, used: 2, ffn: 256 });
     let long = Shape { context: 2048, layers: 2, ..TINY };
