@@ -202,10 +202,10 @@ fn gpu_names(mut adapters: Vec<Adapter>) -> impl Iterator<Item = (String, Adapte
 fn tuning() -> Tuning {
     let mut tuning = Tuning::default();
     let text = std::env::var("TREFOIL_VULKAN_TUNING").unwrap_or_default();
-    let Tuning { dot_rows, dot_loops, dot_threads, coop_tile, coop_groups, unpack_rows } =
+    let Tuning { dot_rows, dot_groups, dot_threads, coop_tile, coop_groups, unpack_rows } =
         &mut tuning;
     let [a, b, c, d, e] = coop_tile;
-    let fields = [dot_rows, dot_loops, dot_threads, a, b, c, d, e, coop_groups, unpack_rows];
+    let fields = [dot_rows, dot_groups, dot_threads, a, b, c, d, e, coop_groups, unpack_rows];
     for (field, value) in fields.into_iter().zip(text.split(',')) {
         if let Ok(value) = value.trim().parse() {
             *field = value;

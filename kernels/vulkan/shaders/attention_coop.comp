@@ -1,7 +1,7 @@
 // Attention of many rows: a workgroup takes TILE rows of one sequence (of one query head, its subgroups
 // EDGE rows each) over the whole past, BLOCK positions at a time, in products of halves with sums in
-// f32. Keys and values are read as matrices where they lie: pages hold PAGE_TOKENS tokens of a head
-// next to each other, in halves.
+// f32. Keys and values of a block go through shared memory, one after the other, each being read while
+// the other is multiplied.
 //
 // The mixture is scaled by the largest score seen; a larger one rescales it only once it is larger by
 // STEP (else the weights are up to exp(STEP), which halves hold), and the sum of the weights with it.
@@ -32,24 +32,52 @@ layout(push_constant, std430) uniform Push {
     uint window;
 };
 
-layout(buffer_reference, std430, buffer_reference_align = 16) buffer HalfNumbers { float16_t at[]; };
-
 const uint TILE = EDGE * SUBGROUPS;
 const uint BLOCK = 64;
 const float STEP = 8.0;
 const uint PITCH = BLOCK + 8;
 const uint SLICES = HEAD_DIM / EDGE;
+const uint THREADS = gl_WorkGroupSize.x;
+// Eight halves at a time; rows of the block are one such apart from the next, for other banks.
+const uint EIGHTS = HEAD_DIM / 8;
+const uint KV_PITCH = EIGHTS + 1;
+const uint PIECES = (BLOCK * EIGHTS + THREADS - 1) / THREADS;
 const float NOTHING = -1e30;
 
 shared float scores[SUBGROUPS * EDGE * PITCH];
 shared float16_t weights[SUBGROUPS * EDGE * PITCH];
-shared float16_t queries[SUBGROUPS * EDGE * (HEAD_DIM + 8)];
+shared uvec4 block_tile[BLOCK * KV_PITCH];
 shared float most[SUBGROUPS * EDGE];
 shared float total[SUBGROUPS * EDGE];
 shared float factor[SUBGROUPS * EDGE];
 
 void subgroup_fence() {
     controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+}
+
+uvec4 next[PIECES];
+
+// Begins to read the keys (plane 0) or values (plane 1) of the block's positions.
+void begin_load(uint block, uint plane, uint kv_head, uint first_page, uint last_page) {
+    [[unroll]] for (uint i = 0; i < PIECES; i++) {
+        uint piece = i * THREADS + gl_LocalInvocationIndex;
+        if (piece >= BLOCK * EIGHTS) continue;
+        uint token = block + piece / EIGHTS;
+        // Positions past the end get no weight: any page will do.
+        uint page = Words(page_table).at[first_page + min(token / PAGE_TOKENS, last_page)];
+        uint64_t at = (((uint64_t(page) * 2 + plane) * kv_heads + kv_head) * PAGE_TOKENS
+            + token % PAGE_TOKENS) * HEAD_DIM;
+        next[i] = Words4(pages + at * 2).at[piece % EIGHTS];
+    }
+}
+
+void store_block() {
+    barrier();
+    [[unroll]] for (uint i = 0; i < PIECES; i++) {
+        uint piece = i * THREADS + gl_LocalInvocationIndex;
+        if (piece < BLOCK * EIGHTS) block_tile[piece / EIGHTS * KV_PITCH + piece % EIGHTS] = next[i];
+    }
+    barrier();
 }
 
 void main() {
@@ -68,16 +96,27 @@ void main() {
     uint first_page = sequence.at[3], length = past + rows;
     uint lane = gl_SubgroupInvocationID, lanes = gl_SubgroupSize;
     uint own = gl_SubgroupID * EDGE;
-    // Rows of this subgroup, counted within the sequence.
+    // Rows of this subgroup, counted within the sequence; those past the end repeat the last one and
+    // are not stored.
     uint base = tile * TILE + own;
-    if (base >= rows) return;
+    uint last_page = (length - 1) / PAGE_TOKENS;
+    uint last_row = min(tile * TILE + TILE, rows) - 1;
+    uint end = CAUSAL ? past + last_row + 1 : length;
+    uint begin = window != 0 && past + tile * TILE + 1 > window ? past + tile * TILE + 1 - window : 0;
+    begin = begin / BLOCK * BLOCK;
+    begin_load(begin, 0, kv_head, first_page, last_page);
 
-    // Queries as halves, scaled; rows past the end repeat the last one.
-    uint pitch = HEAD_DIM + 8;
-    for (uint i = lane; i < EDGE * HEAD_DIM; i += lanes) {
-        uint row = first_row + min(base + i / HEAD_DIM, rows - 1);
-        float q = Floats(query + ((uint64_t(row) * heads + head) * HEAD_DIM + i % HEAD_DIM) * 4).at[0];
-        queries[(own + i / HEAD_DIM) * pitch + i % HEAD_DIM] = float16_t(q * scale);
+    // Queries as halves, scaled, a matrix at a time by way of the weights' place.
+    Left(EDGE) queries[SLICES];
+    [[unroll]] for (uint d = 0; d < SLICES; d++) {
+        for (uint i = lane; i < EDGE * EDGE; i += lanes) {
+            uint row = first_row + min(base + i / EDGE, rows - 1);
+            uint64_t at = (uint64_t(row) * heads + head) * HEAD_DIM + d * EDGE + i % EDGE;
+            weights[(own + i / EDGE) * PITCH + i % EDGE] = float16_t(Floats(query + at * 4).at[0] * scale);
+        }
+        subgroup_fence();
+        coopMatLoad(queries[d], weights, own * PITCH, PITCH, ROWS_FIRST);
+        subgroup_fence();
     }
     for (uint i = lane; i < EDGE; i += lanes) {
         most[own + i] = NOTHING;
@@ -87,25 +126,15 @@ void main() {
 
     Sum(EDGE) mixed[SLICES];
     [[unroll]] for (uint d = 0; d < SLICES; d++) mixed[d] = Sum(EDGE)(0.0);
-    uint last_row = min(base + EDGE, rows) - 1;
-    uint end = CAUSAL ? past + last_row + 1 : length;
-    uint begin = window != 0 && past + base + 1 > window ? past + base + 1 - window : 0;
-    uint last_page = (length - 1) / PAGE_TOKENS;
-
-    for (uint block = begin / BLOCK * BLOCK; block < end; block += BLOCK) {
+    for (uint block = begin; block < end; block += BLOCK) {
+        store_block();
+        begin_load(block, 1, kv_head, first_page, last_page);
         [[unroll]] for (uint j = 0; j < BLOCK / EDGE; j++) {
-            uint token = block + j * EDGE;
-            // Tokens past the end get no weight: any page will do.
-            uint page = Words(page_table).at[first_page + min(token / PAGE_TOKENS, last_page)];
-            uint64_t at = ((uint64_t(page) * 2 * kv_heads + kv_head) * PAGE_TOKENS + token % PAGE_TOKENS) * HEAD_DIM;
-            HalfNumbers keys = HalfNumbers(pages + at * 2);
             Sum(EDGE) score = Sum(EDGE)(0.0);
             [[unroll]] for (uint d = 0; d < SLICES; d++) {
-                Left(EDGE) q;
-                coopMatLoad(q, queries, own * pitch + d * EDGE, pitch, ROWS_FIRST);
                 Right(EDGE) k;
-                coopMatLoad(k, keys.at, d * EDGE, HEAD_DIM, COLUMNS_FIRST);
-                score = coopMatMulAdd(q, k, score);
+                coopMatLoad(k, block_tile, j * EDGE * KV_PITCH + d * (EDGE / 8), KV_PITCH, COLUMNS_FIRST);
+                score = coopMatMulAdd(queries[d], k, score);
             }
             coopMatStore(score, scores, own * PITCH + j * EDGE, PITCH, ROWS_FIRST);
         }
@@ -160,20 +189,17 @@ void main() {
                 subgroup_fence();
             }
         }
+        store_block();
+        begin_load(block + BLOCK, 0, kv_head, first_page, last_page);
         [[unroll]] for (uint j = 0; j < BLOCK / EDGE; j++) {
-            uint token = block + j * EDGE;
-            uint page = Words(page_table).at[first_page + min(token / PAGE_TOKENS, last_page)];
-            uint64_t at = ((uint64_t(page) * 2 * kv_heads + kv_heads + kv_head) * PAGE_TOKENS + token % PAGE_TOKENS) * HEAD_DIM;
-            HalfNumbers values = HalfNumbers(pages + at * 2);
             Left(EDGE) w;
             coopMatLoad(w, weights, own * PITCH + j * EDGE, PITCH, ROWS_FIRST);
             [[unroll]] for (uint d = 0; d < SLICES; d++) {
                 Right(EDGE) v;
-                coopMatLoad(v, values.at, d * EDGE, HEAD_DIM, ROWS_FIRST);
+                coopMatLoad(v, block_tile, j * EDGE * KV_PITCH + d * (EDGE / 8), KV_PITCH, ROWS_FIRST);
                 mixed[d] = coopMatMulAdd(w, v, mixed[d]);
             }
         }
-        subgroup_fence();
     }
 
     [[unroll]] for (uint d = 0; d < SLICES; d++) {

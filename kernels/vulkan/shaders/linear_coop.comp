@@ -20,6 +20,8 @@ layout(constant_id = 4) const uint SUB_O = 32;
 layout(constant_id = 5) const uint EDGE = 16;
 // Columns of a tile: 32 or 64.
 layout(constant_id = 6) const uint DEPTH = 32;
+// Do tiles cover rows and outputs exactly, and is there no bias?
+layout(constant_id = 7) const bool WHOLE = false;
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -108,12 +110,39 @@ void store() {
     }
 }
 
+void subgroup_fence() {
+    controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared, gl_SemanticsAcquireRelease);
+}
+
+// Writes the matrix that the subgroup left at `own` of the stage, as far as it lies inside.
+void put(uint own, uint first_r, uint first_o) {
+    subgroup_fence();
+    for (uint e = gl_SubgroupInvocationID; e < EDGE * EDGE; e += gl_SubgroupSize) {
+        uint r = first_r + e / EDGE, o = first_o + e % EDGE;
+        if (r < columns && o < rows) {
+            uint64_t at = uint64_t(r) * stride + o;
+            float value = stage[own + e];
+            if (has_bias != 0) value += Floats(bias + o * 4).at[0];
+            if (has_residual != 0) value += Floats(residual + at * 4).at[0];
+            Floats(out_ + at * 4).at[0] = value;
+        }
+    }
+    subgroup_fence();
+}
+
 void main() {
     uint first_r = gl_WorkGroupID.y * TILE_R, first_o = gl_WorkGroupID.x * TILE_O;
     uint own_o = gl_SubgroupID % (TILE_O / SUB_O) * SUB_O, own_r = gl_SubgroupID / (TILE_O / SUB_O) * SUB_R;
-    // One row of matrices after another. (In an array of arrays NVIDIA's driver keeps them in memory.)
+    // One row of matrices after another.
     Sum(EDGE) sums[SUMS_R * SUMS_O];
     [[unroll]] for (uint i = 0; i < SUMS_R * SUMS_O; i++) sums[i] = Sum(EDGE)(0.0);
+    if (WHOLE && has_residual != 0) {
+        [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
+            uint64_t at = uint64_t(first_r + own_r + i * EDGE) * stride + first_o + own_o;
+            [[unroll]] for (uint j = 0; j < SUMS_O; j++)
+                coopMatLoad(sums[i * SUMS_O + j], Floats(residual + at * 4).at, j * EDGE, stride, ROWS_FIRST);
+        }
+    }
 
     load(first_r, first_o, 0);
     for (uint k = 0; k < cols; k += DEPTH) {
@@ -134,8 +163,7 @@ void main() {
         }
     }
 
-    // Whole tiles without anything to add go straight to memory.
-    if (has_bias + has_residual == 0 && first_r + TILE_R <= columns && first_o + TILE_O <= rows) {
+    if (WHOLE) {
         [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
             uint64_t at = uint64_t(first_r + own_r + i * EDGE) * stride + first_o + own_o;
             [[unroll]] for (uint j = 0; j < SUMS_O; j++)
@@ -143,25 +171,14 @@ void main() {
         }
         return;
     }
-    uint own = gl_SubgroupID * EDGE * EDGE;
-    [[unroll]] for (uint i = 0; i < SUMS_R; i++) {
-        [[unroll]] for (uint j = 0; j < SUMS_O; j++) {
-            coopMatStore(sums[i * SUMS_O + j], stage, own, EDGE, ROWS_FIRST);
-            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared,
-                           gl_SemanticsAcquireRelease);
-            for (uint e = gl_SubgroupInvocationID; e < EDGE * EDGE; e += gl_SubgroupSize) {
-                uint r = first_r + own_r + i * EDGE + e / EDGE;
-                uint o = first_o + own_o + j * EDGE + e % EDGE;
-                if (r < columns && o < rows) {
-                    uint64_t at = uint64_t(r) * stride + o;
-                    float value = stage[own + e];
-                    if (has_bias != 0) value += Floats(bias + o * 4).at[0];
-                    if (has_residual != 0) value += Floats(residual + at * 4).at[0];
-                    Floats(out_ + at * 4).at[0] = value;
-                }
-            }
-            controlBarrier(gl_ScopeSubgroup, gl_ScopeSubgroup, gl_StorageSemanticsShared,
-                           gl_SemanticsAcquireRelease);
-        }
+    // Each matrix by its literal number: a loop with barriers in it makes NVIDIA's driver keep all of
+    // them in memory, also while they are summed.
+    uint own = gl_SubgroupID * EDGE * EDGE, at_r = first_r + own_r, at_o = first_o + own_o;
+#define STORE(n) \
+    if (n < SUMS_R * SUMS_O) { \
+        coopMatStore(sums[n], stage, own, EDGE, ROWS_FIRST); \
+        put(own, at_r + n / SUMS_O * EDGE, at_o + n % SUMS_O * EDGE); \
     }
+    STORE(0) STORE(1) STORE(2) STORE(3) STORE(4) STORE(5) STORE(6) STORE(7)
+    STORE(8) STORE(9) STORE(10) STORE(11) STORE(12) STORE(13) STORE(14) STORE(15)
 }

@@ -124,8 +124,9 @@ void store_totals(inout float v[SUMS], uint c) {
     if ((lane & (gl_SubgroupSize / SUMS - 1)) == 0) partial[c][which][gl_SubgroupID] = total;
 }
 
-// Codes of a thread's chunk of each row, on their way.
+// Codes of a thread's chunk of each row: those that are multiplied, and those on their way.
 uint raw[SUMS][RAW_WORDS];
+uint next[SUMS][RAW_WORDS];
 
 uint chunk_of(uint share) {
     // Chunks past the end have no x: any weights will do.
@@ -137,12 +138,12 @@ uint64_t row_of(uint first, uint r) {
 }
 
 void begin_load(uint first, uint share) {
-    [[unroll]] for (uint r = 0; r < SUMS; r++) load_dot(row_of(first, r), chunk_of(share), raw[r]);
+    [[unroll]] for (uint r = 0; r < SUMS; r++) load_dot(row_of(first, r), chunk_of(share), next[r]);
 }
 
 void main() {
     uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * LOOPS * ROWS;
-    // Weights are under way while x is made ready.
+    // Weights are under way while x is made ready, and while those before them are multiplied.
     begin_load(start, 0);
     load_x(column);
     if (NORM) {
@@ -154,12 +155,14 @@ void main() {
     for (uint loop = 0; loop < LOOPS; loop++) {
         uint first = start + loop * ROWS;
         if (first >= rows) break;
-        if (loop > 0) begin_load(first, 0);
         float sum[COLUMNS][SUMS];
         [[unroll]] for (uint c = 0; c < COLUMNS; c++)
             [[unroll]] for (uint r = 0; r < SUMS; r++) sum[c][r] = 0.0;
         [[unroll]] for (uint s = 0; s < SHARE; s++) {
-            if (s > 0) begin_load(first, s);
+            [[unroll]] for (uint r = 0; r < SUMS; r++)
+                [[unroll]] for (uint i = 0; i < RAW_WORDS; i++) raw[r][i] = next[r][i];
+            if (s + 1 < SHARE) begin_load(first, s + 1);
+            else if (LOOPS > 1) begin_load(first + ROWS, 0);
             [[unroll]] for (uint r = 0; r < SUMS; r++) {
                 int q[CHUNK_FOURS];
                 vec2 f[DOT_SPANS];

@@ -21,10 +21,10 @@ pub struct Features {
 /// Sizes of workgroups and tiles. Results do not depend on them beyond rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// Matrix rows that a workgroup of integer products takes together, and how often.
+    /// Matrix rows that a workgroup of integer products takes together.
     pub dot_rows: u32,
-    /// See `dot_rows`.
-    pub dot_loops: u32,
+    /// Workgroups of integer products for which each takes rows more than once.
+    pub dot_groups: u32,
     /// Most threads of a workgroup of integer products.
     pub dot_threads: u32,
     /// Tile of products through cooperative matrices: rows of x and outputs of a workgroup, then of
@@ -39,8 +39,8 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            dot_rows: 8,
-            dot_loops: 1,
+            dot_rows: 4,
+            dot_groups: 512,
             dot_threads: 256,
             coop_tile: [128, 128, 64, 32, 32],
             coop_groups: 100,

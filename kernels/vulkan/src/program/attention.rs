@@ -170,9 +170,11 @@ impl Emit<'_> {
             && !self.few(counts.tokens)
             && counts.page_tokens.is_multiple_of(edge)
             && (op.head_dim as u32).is_multiple_of(edge);
-        // Shared memory of each subgroup, as `attention_coop.comp` has it.
-        let bytes = edge * (72 * 6 + (op.head_dim as u32 + 8) * 2 + 12);
-        let subgroups = (self.program.features.shared_bytes / bytes).min(4);
+        // Shared memory, as `attention_coop.comp` has it: a block of keys or values, and for each
+        // subgroup its scores and weights.
+        let block = 64 * (op.head_dim as u32 / 8 + 1) * 16;
+        let each = edge * (72 * 6 + 12);
+        let subgroups = (self.program.features.shared_bytes.saturating_sub(block) / each).min(4);
         (fits && subgroups > 0).then_some((edge, subgroups))
     }
 

@@ -171,11 +171,15 @@ impl Emit<'_> {
         // Sums are reduced over the subgroup, no more of them than it has threads.
         let most = if gated { subgroup / 2 } else { subgroup };
         let each = tuning.dot_rows.min(most).max(1);
+        // Making x ready costs as much as several rows of the matrix: so workgroups take more of them
+        // as long as there are enough workgroups.
+        let times = (matrix.rows as u32 / (each * tuning.dot_groups.max(1))).clamp(1, 8);
+        let loops = if times.is_power_of_two() { times } else { times.next_power_of_two() / 2 };
         FewRows {
             shader: dot,
-            constants: vec![threads, each, columns, 0, 0, 0, share, tuning.dot_loops],
+            constants: vec![threads, each, columns, 0, 0, 0, share, loops],
             columns,
-            outputs: each * tuning.dot_loops,
+            outputs: each * loops,
         }
     }
 
@@ -196,7 +200,8 @@ impl Emit<'_> {
             let at = |spot: Spot| (spot.0, spot.1 + first as u64 * 4);
             let dispatch = match edge {
                 Some(edge) => {
-                    let (constants, groups) = self.coop_tiles(edge, rows, outputs);
+                    let bias = extras.bias.is_some();
+                    let (constants, groups) = self.coop_tiles(edge, rows, outputs, bias);
                     let shader = if self.unpacks(rows, matrix) {
                         source = self.unpack(source, name, outputs, cols);
                         "product_coop".to_owned()
@@ -265,7 +270,7 @@ impl Emit<'_> {
 
     /// Constants and workgroups of products through cooperative matrices: the usual tile, or a smaller
     /// one where that would leave too few workgroups to keep a GPU busy.
-    fn coop_tiles(&self, edge: u32, rows: u32, outputs: u32) -> ([u32; 7], [u32; 3]) {
+    fn coop_tiles(&self, edge: u32, rows: u32, outputs: u32, bias: bool) -> ([u32; 8], [u32; 3]) {
         let Features { subgroup, tuning, .. } = self.program.features;
         let depth = tuning.coop_tile[4];
         let smaller = [[64, 128, 32, 32, depth], [64, 64, 32, 32, depth], [32, 64, 16, 32, depth]];
@@ -276,7 +281,10 @@ impl Emit<'_> {
         let tile = all.iter().find(enough).or(all.last()).expect("there are tiles");
         let [tile_r, tile_o, sub_r, sub_o, depth] = *tile;
         let threads = (tile_r / sub_r) * (tile_o / sub_o) * subgroup;
-        ([threads, tile_r, tile_o, sub_r, sub_o, edge, depth], groups(tile))
+        // Matrices are stored whole where nothing sticks out (and lie on 16-byte boundaries).
+        let whole = rows.is_multiple_of(tile_r) && outputs.is_multiple_of(tile_o) && !bias;
+        let whole = u32::from(whole);
+        ([threads, tile_r, tile_o, sub_r, sub_o, edge, depth, whole], groups(tile))
     }
 
     /// Rows of the matrix in one of its parts.
