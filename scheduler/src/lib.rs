@@ -5,6 +5,9 @@
 mod pin;
 mod place;
 mod plan;
+pub mod profile;
+mod size;
+mod toml_text;
 
 pub use pin::{Pin, PinError};
 pub use place::{DeviceFacts, PlaceError, Request, place};
@@ -12,6 +15,8 @@ pub use plan::{
     BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, SegmentPlan,
     Transfer, UnitPlacement,
 };
+pub use size::Size;
+pub use toml_text::TomlError;
 
 /// The candidate most like `name`, for "did you mean".
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
