@@ -2,6 +2,7 @@
 //!
 //! Pure functions of facts: no backend, no I/O, no clock of its own.
 
+pub mod cost;
 mod pin;
 mod place;
 mod plan;

@@ -240,6 +240,23 @@ impl Profile {
     }
 }
 
+impl DeviceProfile {
+    /// Multiplies the rates of a device.
+    pub(crate) fn speed_up(&mut self, factor: f64, scales: Scales) {
+        if scales != Scales::Memory {
+            let rates = self.compute.weights.values_mut();
+            let others = [&mut self.compute.attention, &mut self.compute.elementwise];
+            rates.chain(others).for_each(|rate| rate.scale(factor));
+        }
+        if scales != Scales::Compute {
+            let memory = &mut self.memory;
+            memory.bandwidth.scale(factor);
+            let others = [&mut memory.kv_bandwidth, &mut memory.activation_bandwidth];
+            others.into_iter().flatten().for_each(|rate| rate.scale(factor));
+        }
+    }
+}
+
 impl Compute {
     /// Attained rate on products with weights of a format at many rows.
     pub fn weight_rate(&self, block: BlockType) -> f64 {

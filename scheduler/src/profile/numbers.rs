@@ -15,6 +15,11 @@ macro_rules! bounded {
             pub fn get(self) -> f64 {
                 self.0
             }
+
+            /// Multiplies the number, within its range.
+            pub fn scale(&mut self, factor: f64) {
+                self.0 = (self.0 * factor).clamp($least, $most);
+            }
         }
 
         impl TryFrom<f64> for $name {
