@@ -1,0 +1,255 @@
+//! Label-setting search over units, all modes at once, cut by the bound.
+
+use super::bound::{Dual, bits};
+use super::instance::{Assignment, Instance, MAX_BUDGETS, MAX_MODES};
+use super::trellis::Trellis;
+
+/// A placement of the first units: what later ones can know of it, and what it cost.
+#[derive(Clone, Copy, Debug)]
+struct Label {
+    /// State of each mode's chain.
+    states: [u32; MAX_MODES],
+    /// Bytes of each contested budget.
+    memory: [u64; MAX_BUDGETS],
+    cost: f64,
+    /// No completion costs less.
+    bound: f64,
+    /// How it came about.
+    trace: Trace,
+}
+
+/// How a label came from the one before it, which is known by its number among all kept ones.
+#[derive(Clone, Copy, Debug)]
+struct Trace {
+    before: usize,
+    home: usize,
+    devices: [u8; MAX_MODES],
+}
+
+/// What a search found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The best placement below the limit, if there is one.
+    pub(super) best: Option<(f64, Assignment)>,
+    /// Least bound of the labels that were dropped for want of room; infinite if none were.
+    pub(super) dropped: f64,
+}
+
+pub(super) struct Search<'a> {
+    instance: &'a Instance,
+    trellis: &'a Trellis,
+    dual: &'a Dual<'a>,
+    contested: &'a [usize],
+    /// By unit: least that the homes of the units after it cost beyond what the tolls pay.
+    rest_after: Vec<f64>,
+    /// By unit: bytes of each contested budget that the units after it take at least.
+    need_after: Vec<[u64; MAX_BUDGETS]>,
+    /// Only placements below this cost are looked for.
+    limit: f64,
+    traces: Vec<Trace>,
+}
+
+/// Half-made step of all modes from a label.
+struct Partial {
+    states: [u32; MAX_MODES],
+    devices: [u8; MAX_MODES],
+    cost: f64,
+    bound: f64,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(
+        instance: &'a Instance,
+        trellis: &'a Trellis,
+        dual: &'a Dual<'a>,
+        contested: &'a [usize],
+    ) -> Self {
+        let units = instance.units.len();
+        let mut rest_after = vec![0.0; units];
+        let mut need_after = vec![[0; MAX_BUDGETS]; units];
+        for unit in (1..units).rev() {
+            rest_after[unit - 1] = rest_after[unit] + dual.rest(unit);
+            need_after[unit - 1] = need_after[unit];
+            for (slot, &budget) in contested.iter().enumerate() {
+                let homes = dual.homes(unit).iter().map(|(_, home)| home.memory[budget]);
+                need_after[unit - 1][slot] += homes.min().unwrap_or(0);
+            }
+        }
+        let limit = f64::INFINITY;
+        Self {
+            instance,
+            trellis,
+            dual,
+            contested,
+            rest_after,
+            need_after,
+            limit,
+            traces: Vec::new(),
+        }
+    }
+
+    /// Searches for a placement that costs less than `limit`, with at most `width` labels per unit.
+    pub(super) fn run(&mut self, limit: f64, width: usize) -> Found {
+        self.limit = limit;
+        self.traces.clear();
+        let mut dropped = f64::INFINITY;
+        let start = Label {
+            states: [0; MAX_MODES],
+            memory: [0; MAX_BUDGETS],
+            cost: 0.0,
+            bound: 0.0,
+            trace: Trace { before: 0, home: 0, devices: [0; MAX_MODES] },
+        };
+        let mut labels = vec![start];
+        let mut first = 0;
+        for unit in 0..self.instance.units.len() {
+            let mut next = Vec::new();
+            for (index, label) in labels.iter().enumerate() {
+                self.expand(unit, label, first + index, &mut next);
+            }
+            labels = undominated(next);
+            if labels.len() > width {
+                labels.sort_by(|a, b| a.bound.total_cmp(&b.bound));
+                dropped = dropped.min(labels[width].bound);
+                labels.truncate(width);
+            }
+            first = self.traces.len();
+            self.traces.extend(labels.iter().map(|label| label.trace));
+        }
+        // Prices make the bound of a placement with room to spare lower than its cost.
+        let below = labels.iter().filter(|label| label.cost < limit);
+        let best = below.min_by(|a, b| a.cost.total_cmp(&b.cost));
+        Found { best: best.map(|label| (label.cost, self.assignment(label))), dropped }
+    }
+
+    /// Adds all ways to run `unit` after a label that may lead below the limit.
+    fn expand(&self, unit: usize, label: &Label, before: usize, out: &mut Vec<Label>) {
+        let dual = self.dual;
+        let modes = self.instance.modes.len();
+        'homes: for &(index, home) in dual.homes(unit) {
+            let mut memory = label.memory;
+            let (mut bought, mut bound) = (home.cost, self.rest_after[unit] - dual.worth());
+            for (slot, &budget) in self.contested.iter().enumerate() {
+                memory[slot] += home.memory[budget];
+                let least = memory[slot] + self.need_after[unit][slot];
+                if least > self.instance.budgets[budget].bytes {
+                    continue 'homes;
+                }
+                bound += memory[slot] as f64 * dual.price[budget];
+            }
+            bought += label.cost;
+            bound += bought;
+            // Least that each mode and those after it add.
+            let mut least = [0.0; MAX_MODES + 1];
+            for mode in (0..modes).rev() {
+                let values = self.ways(unit, label, mode, home.devices[mode]).map(|way| way.3);
+                least[mode] = least[mode + 1] + values.fold(f64::INFINITY, f64::min);
+            }
+            if bound + least[0] >= self.limit {
+                continue;
+            }
+            let start =
+                Partial { states: [0; MAX_MODES], devices: [0; MAX_MODES], cost: bought, bound };
+            let mut partial = vec![start];
+            for mode in 0..modes {
+                let mut longer = Vec::new();
+                for half in &partial {
+                    for (device, to, cost, value) in
+                        self.ways(unit, label, mode, home.devices[mode])
+                    {
+                        if half.bound + value + least[mode + 1] >= self.limit {
+                            continue;
+                        }
+                        let (mut states, mut devices) = (half.states, half.devices);
+                        states[mode] = to as u32;
+                        devices[mode] = device as u8;
+                        let (cost, bound) = (half.cost + cost, half.bound + value);
+                        longer.push(Partial { states, devices, cost, bound });
+                    }
+                }
+                partial = longer;
+            }
+            for Partial { states, devices, cost, bound } in partial {
+                let trace = Trace { before, home: index, devices };
+                out.push(Label { states, memory, cost, bound, trace });
+            }
+        }
+    }
+
+    /// A mode's steps from a label with a home's devices: device, next state, cost, and cost with
+    /// the least that follows.
+    fn ways(
+        &self,
+        unit: usize,
+        label: &Label,
+        mode: usize,
+        devices: u32,
+    ) -> impl Iterator<Item = (usize, usize, f64, f64)> {
+        let steps = self.trellis.steps_from(unit, label.states[mode] as usize);
+        steps.filter_map(move |index| {
+            let step = &self.trellis.steps[unit][index];
+            let cost = self.dual.steps[mode][unit][index];
+            let value = cost + self.dual.back[mode][unit][step.to];
+            let usable = devices & (1 << step.device) != 0 && value.is_finite();
+            usable.then_some((step.device, step.to, cost, value))
+        })
+    }
+
+    fn assignment(&self, label: &Label) -> Assignment {
+        let (units, modes) = (self.instance.units.len(), self.instance.modes.len());
+        let mut assignment =
+            Assignment { homes: vec![0; units], devices: vec![vec![0; units]; modes] };
+        let mut trace = label.trace;
+        for unit in (0..units).rev() {
+            assignment.homes[unit] = trace.home;
+            for mode in 0..modes {
+                assignment.devices[mode][unit] = usize::from(trace.devices[mode]);
+            }
+            trace = self.traces[trace.before];
+        }
+        assignment
+    }
+}
+
+/// Labels that no other of the same states beats in cost and in every budget.
+fn undominated(mut labels: Vec<Label>) -> Vec<Label> {
+    labels.sort_by(|a, b| {
+        let order = a.states.cmp(&b.states).then(a.cost.total_cmp(&b.cost));
+        order.then(a.memory.cmp(&b.memory))
+    });
+    let mut kept: Vec<Label> = Vec::with_capacity(labels.len().min(1 << 12));
+    let mut group = 0;
+    for label in labels {
+        if kept.get(group).is_none_or(|first| first.states != label.states) {
+            group = kept.len();
+        }
+        let beaten =
+            |other: &Label| other.memory.iter().zip(&label.memory).all(|(other, own)| other <= own);
+        if !kept[group..].iter().any(beaten) {
+            kept.push(label);
+        }
+    }
+    kept
+}
+
+/// Budgets that some choice of homes exceeds: all others can be forgotten.
+pub(super) fn contested(instance: &Instance) -> Vec<usize> {
+    let most = |budget: usize| -> u128 {
+        let units = instance.homes.iter();
+        units
+            .map(|homes| homes.iter().map(|h| u128::from(h.memory[budget])).max().unwrap_or(0))
+            .sum()
+    };
+    let budgets = instance.budgets.iter().enumerate();
+    let over = budgets.filter(|(index, budget)| most(*index) > u128::from(budget.bytes));
+    over.map(|(index, _)| index).collect()
+}
+
+/// Is a device among a home's, in every mode? Says which homes a search may still use.
+pub(super) fn offers_any(instance: &Instance, unit: usize) -> bool {
+    instance.homes[unit].iter().any(|home| {
+        home.devices.iter().enumerate().all(|(mode, &set)| {
+            bits(set).any(|d| instance.modes[mode].run[unit].get(d).is_some_and(Option::is_some))
+        })
+    })
+}
