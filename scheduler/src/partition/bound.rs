@@ -211,35 +211,38 @@ impl<'a> Dual<'a> {
     }
 
     /// Raises the bound as far as `rounds` passes get: tolls by sweeps, prices of the budgets in
-    /// `contested` by steps that shrink. False if no placement exists.
+    /// `contested` by steps that go on while they lead the same way and are halved when they have
+    /// gone too far (Riedmiller and Braun 1993). False if no placement exists.
     pub(super) fn ascend(&mut self, contested: &[usize], rounds: usize) -> bool {
         if !self.sweep() {
             return false;
         }
-        let scale = self.value().abs().max(f64::MIN_POSITIVE);
         let mut best = (self.value(), self.price.clone(), self.toll.clone());
-        let mut size = 1.0;
+        let scale = best.0.abs().max(f64::MIN_POSITIVE);
+        let bytes = |budget: usize| (self.instance.budgets[budget].bytes as f64).max(1.0);
+        // (step, direction) of each price.
+        let mut steps: Vec<(f64, f64)> =
+            contested.iter().map(|&budget| (0.05 * scale / bytes(budget), 1.0)).collect();
+        let mut idle = 0;
         for _ in 0..rounds {
-            if !contested.is_empty() {
-                let wanted = self.wanted();
-                for &budget in contested {
-                    // A budget of no bytes was settled when the homes that fit were picked.
-                    let bytes = (self.instance.budgets[budget].bytes as f64).max(1.0);
-                    let over = (wanted[budget] / bytes - 1.0).clamp(-1.0, 1.0);
-                    let price = self.price[budget] + size * scale / bytes * over;
-                    self.price[budget] = price.max(0.0);
-                }
-                size *= 0.85;
+            let wanted = self.wanted();
+            for (&budget, (step, direction)) in contested.iter().zip(&mut steps) {
+                let over = wanted[budget] > self.instance.budgets[budget].bytes as f64;
+                let now = if over { 1.0 } else { -1.0 };
+                *step *= if now == *direction { 1.6 } else { 0.5 };
+                *direction = now;
+                self.price[budget] = (self.price[budget] + now * *step).max(0.0);
             }
             if !self.sweep() {
                 return false;
             }
             let value = self.value();
-            let gained = value - best.0;
-            if gained > 0.0 {
+            idle = if value > best.0 + scale * 1e-6 { 0 } else { idle + 1 };
+            if value > best.0 {
                 best = (value, self.price.clone(), self.toll.clone());
             }
-            if contested.is_empty() && gained <= scale * 1e-12 {
+            let moving = self.price.iter().any(|price| *price > 0.0);
+            if idle >= if moving { 12 } else { 2 } {
                 break;
             }
         }

@@ -9,11 +9,11 @@ pub type DeviceSet = u32;
 /// Most devices of an instance.
 pub const MAX_DEVICES: usize = 16;
 /// Most modes of an instance.
-pub const MAX_MODES: usize = 16;
+pub const MAX_MODES: usize = 8;
 /// Most memory domains of an instance.
 pub const MAX_DOMAINS: usize = 8;
 /// Most memory budgets of an instance.
-pub const MAX_BUDGETS: usize = 16;
+pub const MAX_BUDGETS: usize = 8;
 
 /// A placement problem. All costs are in one unit, that of the objective, and count as often as the
 /// objective says.
@@ -159,7 +159,33 @@ impl Instance {
         Some(Score { cost, memory })
     }
 
-    fn mode_cost(&self, mode: &Mode, devices: &[usize]) -> Option<f64> {
+    /// The problem with only some of its modes.
+    #[must_use]
+    pub fn with_modes(&self, modes: &[usize]) -> Self {
+        let mut part = self.clone();
+        part.modes = modes.iter().map(|&mode| self.modes[mode].clone()).collect();
+        for home in part.homes.iter_mut().flatten() {
+            home.devices = modes.iter().map(|&mode| home.devices[mode]).collect();
+        }
+        part
+    }
+
+    /// Can a device that the home serves run the unit in each mode?
+    pub fn serves(&self, unit: usize, home: &Home) -> bool {
+        self.modes.iter().zip(&home.devices).all(|(mode, set)| {
+            let mut devices = mode.run[unit].iter().enumerate();
+            devices.any(|(device, cost)| set & (1 << device) != 0 && cost.is_some())
+        })
+    }
+
+    /// Cost of one mode; `None` if a unit cannot run where it is, or a link is missing.
+    pub fn mode_cost(&self, mode: &Mode, devices: &[usize]) -> Option<f64> {
+        let mut made = vec![Vec::new(); self.units.len()];
+        let mut read = vec![Vec::new(); self.units.len()];
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            made[tensor.maker].push(index);
+            tensor.readers.iter().for_each(|&reader| read[reader].push(index));
+        }
         let mut cost = 0.0;
         let mut held: Vec<Vec<usize>> = vec![Vec::new(); self.tensors.len()];
         for (unit, &at) in devices.iter().enumerate() {
@@ -167,17 +193,14 @@ impl Instance {
             if unit == 0 || devices[unit - 1] != at {
                 cost += mode.start[at];
             }
-            for (index, tensor) in self.tensors.iter().enumerate() {
-                if tensor.maker == unit {
-                    held[index].push(device.domain);
-                }
-                let reads = tensor.readers.contains(&unit);
-                if reads && !held[index].iter().any(|domain| device.addresses.contains(domain)) {
+            for &index in &read[unit] {
+                if !held[index].iter().any(|domain| device.addresses.contains(domain)) {
                     cost += mode.transfer[index][held[index][0]][device.domain]?;
                     held[index].push(device.domain);
                 }
             }
             cost += mode.run[unit][at]?;
+            made[unit].iter().for_each(|&index| held[index].push(device.domain));
         }
         Some(cost)
     }

@@ -28,8 +28,8 @@
 //!    cost plus the bound on its completion reaches the cost of a placement already known; or (c) a
 //!    budget cannot hold what it and all units after it take at least. What remains at the last unit
 //!    contains an optimum. Budgets that no choice of homes can exceed are left out of (a).
-//! 4. *Limits.* With more labels than [`Limits::width`] the worst are dropped. Their least bound is
-//!    then a lower bound on what was missed, and the [`Solution`] says so: its `lower_bound` is what
+//! 4. *Limits.* With more labels than [`Limits::width`] (or ways on than [`Limits::branches`]) some
+//!    are dropped. Their least bound is then a lower bound on what was missed, and the [`Solution`] says so: its `lower_bound` is what
 //!    is proved, and `optimal` is true only if that is the cost itself.
 //!
 //! One step is modelled as devices that work one after another. Work of two devices at the same time
@@ -47,6 +47,7 @@ pub use instance::{
 
 use bound::Dual;
 use search::{Search, contested};
+use trefoil_telemetry::Bytes;
 use trellis::Trellis;
 
 /// How far to go for a proof.
@@ -54,21 +55,26 @@ use trellis::Trellis;
 pub struct Limits {
     /// Most labels kept per unit.
     pub width: usize,
+    /// Most ways on from a label and home.
+    pub branches: usize,
     /// Passes that raise the bound.
     pub rounds: usize,
     /// A placement that is better by less than this share of the cost is not looked for.
     pub tolerance: f64,
+    /// A placement that is proved to be within this share of the best is not improved further.
+    pub enough: f64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { width: 1000, rounds: 40, tolerance: 1e-4 }
+        Self { width: 512, branches: 3, rounds: 40, tolerance: 1e-3, enough: 1e-2 }
     }
 }
 
 impl Limits {
     /// No limit but memory: the result is an optimum, up to rounding.
-    pub const EXACT: Self = Self { width: usize::MAX, rounds: 40, tolerance: 0.0 };
+    pub const EXACT: Self =
+        Self { width: usize::MAX, branches: usize::MAX, rounds: 40, tolerance: 0.0, enough: 0.0 };
 }
 
 /// A placement, and what is known of how good it is.
@@ -126,9 +132,12 @@ pub enum PartitionError {
 pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionError> {
     instance.check()?;
     for (unit, name) in instance.units.iter().enumerate() {
-        if !search::offers_any(instance, unit) {
+        if !instance.homes[unit].iter().any(|home| instance.serves(unit, home)) {
             return Err(PartitionError::NoDevice { unit: name.clone() });
         }
+    }
+    if needs(instance).iter().zip(&instance.budgets).any(|(need, have)| *need > have.bytes) {
+        return Err(does_not_fit(instance));
     }
     let trellis = Trellis::new(instance);
     let contested = contested(instance);
@@ -140,16 +149,16 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     let mut best: Option<(f64, Assignment)> = None;
     let mut lower_bound = dual.value();
     // Narrow searches first: what they find cuts the wide ones.
-    for width in [4, 64, limits.width] {
+    for width in [16, 64, limits.width] {
         let known = best.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost);
         let limit = known * (1.0 - limits.tolerance);
-        let found = search.run(limit, width.min(limits.width));
+        let found = search.run(limit, width.min(limits.width), limits.branches);
         let cost = found.best.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost);
         // Every placement costs at least the limit, or was dropped, or is no better than that found.
         lower_bound = lower_bound.max(limit.min(found.dropped).min(cost));
         best = found.best.or(best);
         let cost = cost.min(known);
-        if found.dropped.is_infinite() || cost - lower_bound <= cost * limits.tolerance {
+        if found.dropped.is_infinite() || cost - lower_bound <= cost * limits.enough {
             break;
         }
     }
@@ -166,12 +175,19 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     Ok(Solution { assignment, cost: score.cost, memory: score.memory, lower_bound, optimal })
 }
 
+/// Bytes of each budget that any placement takes.
+fn needs(instance: &Instance) -> Vec<u64> {
+    let least = |budget: usize, unit: usize| {
+        let usable = instance.homes[unit].iter().filter(|home| instance.serves(unit, home));
+        usable.map(|home| home.memory[budget]).min().unwrap_or(0)
+    };
+    let of = |budget: usize| (0..instance.units.len()).map(|unit| least(budget, unit)).sum();
+    (0..instance.budgets.len()).map(of).collect()
+}
+
 fn does_not_fit(instance: &Instance) -> PartitionError {
-    let budgets = instance.budgets.iter().enumerate().map(|(index, budget)| {
-        let least = |homes: &Vec<Home>| homes.iter().map(|h| h.memory[index]).min().unwrap_or(0);
-        let need: u64 = instance.homes.iter().map(least).sum();
-        let (need, have) = (trefoil_telemetry::Bytes(need), trefoil_telemetry::Bytes(budget.bytes));
-        format!("{} has {have}, at least {need} must go there", budget.name)
+    let budgets = instance.budgets.iter().zip(needs(instance)).map(|(budget, need)| {
+        format!("{} has {}, needs at least {}", budget.name, Bytes(budget.bytes), Bytes(need))
     });
     PartitionError::DoesNotFit { budgets: budgets.collect::<Vec<_>>().join("; ") }
 }

@@ -1,6 +1,6 @@
 //! Label-setting search over units, all modes at once, cut by the bound.
 
-use super::bound::{Dual, bits};
+use super::bound::Dual;
 use super::instance::{Assignment, Instance, MAX_BUDGETS, MAX_MODES};
 use super::trellis::Trellis;
 
@@ -8,7 +8,7 @@ use super::trellis::Trellis;
 #[derive(Clone, Copy, Debug)]
 struct Label {
     /// State of each mode's chain.
-    states: [u32; MAX_MODES],
+    states: [u16; MAX_MODES],
     /// Bytes of each contested budget.
     memory: [u64; MAX_BUDGETS],
     cost: f64,
@@ -50,8 +50,9 @@ pub(super) struct Search<'a> {
 }
 
 /// Half-made step of all modes from a label.
+#[derive(Clone, Copy)]
 struct Partial {
-    states: [u32; MAX_MODES],
+    states: [u16; MAX_MODES],
     devices: [u8; MAX_MODES],
     cost: f64,
     bound: f64,
@@ -88,8 +89,9 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Searches for a placement that costs less than `limit`, with at most `width` labels per unit.
-    pub(super) fn run(&mut self, limit: f64, width: usize) -> Found {
+    /// Searches for a placement that costs less than `limit`, with at most `width` labels per unit
+    /// and `branches` ways on from a label and home.
+    pub(super) fn run(&mut self, limit: f64, width: usize, branches: usize) -> Found {
         self.limit = limit;
         self.traces.clear();
         let mut dropped = f64::INFINITY;
@@ -105,13 +107,13 @@ impl<'a> Search<'a> {
         for unit in 0..self.instance.units.len() {
             let mut next = Vec::new();
             for (index, label) in labels.iter().enumerate() {
-                self.expand(unit, label, first + index, &mut next);
+                let cut = self.expand(unit, label, first + index, branches, &mut next);
+                dropped = dropped.min(cut);
             }
             labels = undominated(next);
             if labels.len() > width {
-                labels.sort_by(|a, b| a.bound.total_cmp(&b.bound));
-                dropped = dropped.min(labels[width].bound);
-                labels.truncate(width);
+                let cut = self.thin_out(&mut labels, width);
+                dropped = dropped.min(cut);
             }
             first = self.traces.len();
             self.traces.extend(labels.iter().map(|label| label.trace));
@@ -122,8 +124,54 @@ impl<'a> Search<'a> {
         Found { best: best.map(|label| (label.cost, self.assignment(label))), dropped }
     }
 
-    /// Adds all ways to run `unit` after a label that may lead below the limit.
-    fn expand(&self, unit: usize, label: &Label, before: usize, out: &mut Vec<Label>) {
+    /// Keeps `width` labels and returns the least bound of the others.
+    ///
+    /// While memory is scarce many labels have nearly the same bound: prices make it a matter of
+    /// indifference who gets it. Which of them has a completion that fills it well is not known yet,
+    /// so the best of every level of memory use are kept first, then the second best, and so on.
+    fn thin_out(&self, labels: &mut Vec<Label>, width: usize) -> f64 {
+        let scarce: Vec<(usize, f64)> = self
+            .contested
+            .iter()
+            .enumerate()
+            .filter(|(_, budget)| self.dual.price[**budget] > 0.0)
+            .map(|(slot, &budget)| (slot, self.instance.budgets[budget].bytes as f64 + 1.0))
+            .collect();
+        let levels = [1.0, 128.0, 16.0, 8.0][scarce.len().min(3)];
+        let level = |label: &Label| {
+            scarce.iter().fold(0u64, |level, &(slot, bytes)| {
+                let part = label.memory[slot] as f64 / bytes;
+                level * levels as u64 + (part * levels) as u64
+            })
+        };
+        let mut ranked: Vec<(u64, Label)> = labels.iter().map(|l| (level(l), *l)).collect();
+        ranked.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.bound.total_cmp(&b.1.bound)));
+        let mut rank = 0;
+        let mut order: Vec<(usize, Label)> = Vec::with_capacity(ranked.len());
+        for (index, (level, label)) in ranked.iter().enumerate() {
+            rank = if index > 0 && ranked[index - 1].0 == *level { rank + 1 } else { 0 };
+            order.push((rank, *label));
+        }
+        order.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.bound.total_cmp(&b.1.bound)));
+        let cut = order[width..].iter().map(|(_, label)| label.bound).fold(f64::INFINITY, f64::min);
+        order.truncate(width);
+        labels.clear();
+        labels.extend(order.into_iter().map(|(_, label)| label));
+        cut
+    }
+
+    /// Adds ways to run `unit` after a label that may lead below the limit: all, or the best
+    /// `branches` of each home. Returns the least bound of those left out.
+    fn expand(
+        &self,
+        unit: usize,
+        label: &Label,
+        before: usize,
+        branches: usize,
+        out: &mut Vec<Label>,
+    ) -> f64 {
+        let mut dropped = f64::INFINITY;
+        let (mut partial, mut longer) = (Vec::new(), Vec::new());
         let dual = self.dual;
         let modes = self.instance.modes.len();
         'homes: for &(index, home) in dual.homes(unit) {
@@ -150,9 +198,10 @@ impl<'a> Search<'a> {
             }
             let start =
                 Partial { states: [0; MAX_MODES], devices: [0; MAX_MODES], cost: bought, bound };
-            let mut partial = vec![start];
+            partial.clear();
+            partial.push(start);
             for mode in 0..modes {
-                let mut longer = Vec::new();
+                longer.clear();
                 for half in &partial {
                     for (device, to, cost, value) in
                         self.ways(unit, label, mode, home.devices[mode])
@@ -161,19 +210,25 @@ impl<'a> Search<'a> {
                             continue;
                         }
                         let (mut states, mut devices) = (half.states, half.devices);
-                        states[mode] = to as u32;
+                        states[mode] = to as u16;
                         devices[mode] = device as u8;
                         let (cost, bound) = (half.cost + cost, half.bound + value);
                         longer.push(Partial { states, devices, cost, bound });
                     }
                 }
-                partial = longer;
+                if longer.len() > branches {
+                    longer.sort_by(|a: &Partial, b| a.bound.total_cmp(&b.bound));
+                    dropped = dropped.min(longer[branches].bound + least[mode + 1]);
+                    longer.truncate(branches);
+                }
+                std::mem::swap(&mut partial, &mut longer);
             }
-            for Partial { states, devices, cost, bound } in partial {
+            for &Partial { states, devices, cost, bound } in &partial {
                 let trace = Trace { before, home: index, devices };
                 out.push(Label { states, memory, cost, bound, trace });
             }
         }
+        dropped
     }
 
     /// A mode's steps from a label with a home's devices: device, next state, cost, and cost with
@@ -243,13 +298,4 @@ pub(super) fn contested(instance: &Instance) -> Vec<usize> {
     let budgets = instance.budgets.iter().enumerate();
     let over = budgets.filter(|(index, budget)| most(*index) > u128::from(budget.bytes));
     over.map(|(index, _)| index).collect()
-}
-
-/// Is a device among a home's, in every mode? Says which homes a search may still use.
-pub(super) fn offers_any(instance: &Instance, unit: usize) -> bool {
-    instance.homes[unit].iter().any(|home| {
-        home.devices.iter().enumerate().all(|(mode, &set)| {
-            bits(set).any(|d| instance.modes[mode].run[unit].get(d).is_some_and(Option::is_some))
-        })
-    })
 }

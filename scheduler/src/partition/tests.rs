@@ -218,7 +218,7 @@ fn the_plan_equals_brute_force_on_random_problems() {
                 let score = instance.score(&got.assignment).expect("keeps the rules");
                 assert_eq!((score.cost, &score.memory), (got.cost, &got.memory), "seed {seed}");
                 // With hardly any room the answer may be worse, but not the bound.
-                let tiny = Limits { width: 1, rounds: 3, tolerance: 0.0 };
+                let tiny = Limits { width: 1, branches: 2, rounds: 3, tolerance: 0.0, enough: 0.0 };
                 if let Ok(rough) = solve(&instance, tiny) {
                     let bound = rough.lower_bound <= want + 1e-9 && rough.cost >= want - 1e-9;
                     assert!(bound, "seed {seed}: {} to {}", rough.lower_bound, rough.cost);
