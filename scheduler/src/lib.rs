@@ -9,6 +9,7 @@ mod pin;
 mod place;
 mod plan;
 pub mod planner;
+pub mod policy;
 pub mod profile;
 mod size;
 mod toml_text;

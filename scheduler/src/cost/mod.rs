@@ -166,6 +166,20 @@ impl CostModel<'_> {
         self.graph.unit(unit).nodes.iter().map(|&node| self.op(device, node, step)).sum()
     }
 
+    /// Cost of the whole model on one device in a step.
+    pub fn step(&self, device: &DeviceProfile, step: &StepShape) -> Result<Cost, Refused> {
+        let units = (0..self.graph.units().len()).map(UnitId);
+        let run: Cost = units.map(|unit| self.unit(device, unit, step)).sum::<Result<_, _>>()?;
+        Ok(run + self.handoff(device))
+    }
+
+    /// Cost of reading a prompt on one device, `chunk` tokens a step.
+    pub fn prompt(&self, device: &DeviceProfile, tokens: u64, chunk: u64) -> Result<Cost, Refused> {
+        let starts = (0..tokens).step_by(chunk.max(1) as usize);
+        let steps = starts.map(|past| StepShape::prefill(chunk.min(tokens - past), past));
+        steps.map(|step| self.step(device, &step)).sum()
+    }
+
     /// Cost of starting a segment on a device.
     pub fn handoff(&self, device: &DeviceProfile) -> Cost {
         self.waiting(device.handoff.get())

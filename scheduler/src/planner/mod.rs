@@ -58,6 +58,10 @@ pub struct PlanRequest<'a> {
     pub pins: &'a [Pin],
     /// Is a pin that its device cannot take ignored (and reported) instead of an error?
     pub relax_pins: bool,
+    /// Does a unit run on one device in both phases?
+    pub joint_phases: bool,
+    /// Shorter prompts are not read by an NPU, except where a pin says so.
+    pub min_npu_prompt_tokens: u64,
     /// May KV pages move between domains after the prompt?
     pub move_kv: bool,
     /// Most bytes of domains, by name, for models in all.
@@ -92,6 +96,8 @@ impl<'a> PlanRequest<'a> {
             devices: None,
             pins: &[],
             relax_pins: false,
+            joint_phases: false,
+            min_npu_prompt_tokens: 0,
             move_kv: true,
             memory_limits: BTreeMap::new(),
             reserve: Bytes(0),

@@ -35,7 +35,7 @@ impl Goal {
 
 /// Weights of [`Goal::Balanced`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Weights {
     /// Of the time to the first token.
     pub ttft: f64,

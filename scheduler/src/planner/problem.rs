@@ -10,7 +10,7 @@ use super::objective::{Prices, Use};
 use super::{PlanRequest, PlannerError};
 use crate::cost::{Cost, CostModel, Refused};
 use crate::partition::{Budget, DeviceNode, Home, Instance, Mode, TensorEdge};
-use crate::profile::{DeviceProfile, LinkProfile};
+use crate::profile::{DeviceProfile, LinkProfile, ProcessorKind};
 
 /// Predicted costs of everything that a placement can choose, before an objective prices them.
 #[derive(Debug)]
@@ -90,7 +90,11 @@ impl<'a> Tables<'a> {
         };
         let context = HomeContext { tables: self, request, prices, instance: &instance };
         instance.homes = (0..graph.units().len()).map(|unit| context.homes(UnitId(unit))).collect();
-        self.pin(request, &mut instance)?;
+        if request.joint_phases {
+            join_phases(&mut instance);
+        }
+        self.spare_npus(request, &mut instance);
+        self.pin(request, prices, &mut instance)?;
         Ok(instance)
     }
 
@@ -151,8 +155,28 @@ impl<'a> Tables<'a> {
         devices.filter_map(|&device| Some((device, device.weight_copy.as_ref()?.most.get())))
     }
 
+    /// Keeps NPUs out of prompts that are too short for them.
+    fn spare_npus(&self, request: &PlanRequest<'_>, instance: &mut Instance) {
+        let short = |used: &Use| {
+            used.phase == Phase::Prefill && used.step.tokens < request.min_npu_prompt_tokens
+        };
+        let modes = instance.modes.iter_mut().zip(&self.uses);
+        for (mode, _) in modes.filter(|(_, used)| short(used)) {
+            for row in &mut mode.run {
+                for (cost, device) in row.iter_mut().zip(&self.devices) {
+                    *cost = cost.filter(|_| device.kind != ProcessorKind::Npu);
+                }
+            }
+        }
+    }
+
     /// Keeps only the pinned device where a pin holds; the first that matches wins.
-    fn pin(&self, request: &PlanRequest<'_>, instance: &mut Instance) -> Result<(), PlannerError> {
+    fn pin(
+        &self,
+        request: &PlanRequest<'_>,
+        prices: &Prices,
+        instance: &mut Instance,
+    ) -> Result<(), PlannerError> {
         for unit in 0..instance.units.len() {
             for (mode, used) in self.uses.iter().enumerate() {
                 let mut pins = request.pins.iter();
@@ -161,11 +185,11 @@ impl<'a> Tables<'a> {
                 let device = self.devices.iter().position(|device| device.name == pin.device);
                 let device = device.expect("names of pins were checked");
                 match &self.run[mode][unit][device] {
-                    Ok(_) => {
+                    Ok(cost) => {
+                        let price = prices.of(used.phase, *cost) * used.weight();
                         let row = &mut instance.modes[mode].run[unit];
-                        for (other, cost) in row.iter_mut().enumerate() {
-                            *cost = cost.filter(|_| other == device);
-                        }
+                        row.fill(None);
+                        row[device] = Some(price);
                     }
                     Err(_) if request.relax_pins => {}
                     Err(refused) => {
@@ -180,6 +204,18 @@ impl<'a> Tables<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes every home one of a single device: the unit then runs there in all modes.
+fn join_phases(instance: &mut Instance) {
+    for homes in &mut instance.homes {
+        let split = homes.iter().flat_map(|home| {
+            let common = home.devices.iter().fold(u32::MAX, |all, set| all & set);
+            let devices = (0..u32::BITS).map(|bit| 1 << bit).filter(move |bit| common & bit != 0);
+            devices.map(|one| Home { devices: vec![one; home.devices.len()], ..home.clone() })
+        });
+        *homes = split.collect();
     }
 }
 
