@@ -81,7 +81,9 @@ fn document(rows: &[Row]) -> String {
          profile (`scheduler/profiles`). Where a source's machine differs from the profile's in \
          something known, one factor for all of its figures is stated below. The profiles were \
          fitted to these figures by hand, so this shows how well one set of numbers holds for all \
-         models, formats and lengths of a source, not how well it foretells others.\n\n",
+         models, formats and lengths of a source, not how well it foretells others. Published \
+         speeds of models whose architecture is not known here yet (gpt-oss, Qwen3.6, LFM2) are \
+         left out.\n\n",
     );
     let close = rows.iter().filter(|row| row.error().abs() <= 0.2).count();
     writeln!(text, "{close} of {} within 20 %.\n", rows.len()).expect("strings take text");

@@ -247,7 +247,12 @@ impl Roof {
         let weights = op.weights();
         // The largest matrix tells the format: biases and routers are small beside it.
         let main = weights.iter().max_by_key(|weight| weight.elements());
-        let rate = main.map_or(1.0, |w| compute.weight_rate(w.block) * compute.row_share(rows));
+        let gathered = match OpClass::of(op) {
+            OpClass::Experts => compute.experts.map_or(1.0, |share| share.get()),
+            _ => 1.0,
+        };
+        let rate =
+            main.map_or(1.0, |w| compute.weight_rate(w.block) * compute.row_share(rows) * gathered);
         let other = match OpClass::of(op) {
             OpClass::Attention => compute.attention.get(),
             _ => compute.elementwise.get(),

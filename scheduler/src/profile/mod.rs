@@ -130,6 +130,10 @@ pub struct Compute {
     /// Share of that by row count: `[rows, share]`, ascending; between two points the share is
     /// interpolated over the logarithm of rows.
     pub rows: Vec<(f64, Share)>,
+    /// Share of that which is left where rows are gathered for experts and scattered again; all of it
+    /// if absent.
+    #[serde(default)]
+    pub experts: Option<Share>,
     /// Attained on attention's products at many rows.
     pub attention: OpRate,
     /// Attained on element-wise work.
