@@ -151,7 +151,7 @@ impl Lowered {
     }
 
     /// Buckets that programs are compiled for.
-    fn buckets(&self, options: &ModelOptions) -> [Bucket; 2] {
+    pub fn buckets(&self, options: &ModelOptions) -> [Bucket; 2] {
         // An encoder reads a whole text in one step.
         let chunk = if self.hyper.causal { options.chunk } else { self.context(options) };
         let max_tokens = chunk.clamp(1, self.context(options));
@@ -162,12 +162,24 @@ impl Lowered {
         ]
     }
 
+    /// Which model a plan of this one is for.
+    pub fn model_ref(&self) -> ModelRef {
+        ModelRef {
+            fingerprint: self.fingerprint.clone(),
+            architecture: self.hyper.architecture.clone(),
+            name: self.hyper.name.clone(),
+        }
+    }
+
     /// Places the model on the devices, or checks the plan that the options carry.
     pub fn plan(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
         let devices = backends.facts();
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             plan.check(&self.fingerprint, &self.graph, &names)?;
+            if plan.kv_decode.is_some() {
+                return Err(PlanError::KvMoves.into());
+            }
             if plan.context > self.hyper.context {
                 let (what, expected) = ("context", format!("at most {}", self.hyper.context));
                 return Err(
@@ -177,11 +189,7 @@ impl Lowered {
             return Ok(plan.clone());
         }
         Ok(place(&Request {
-            model: ModelRef {
-                fingerprint: self.fingerprint.clone(),
-                architecture: self.hyper.architecture.clone(),
-                name: self.hyper.name.clone(),
-            },
+            model: self.model_ref(),
             graph: &self.graph,
             devices: &devices,
             device: options.device.as_deref(),

@@ -285,6 +285,12 @@ pub enum PlanError {
         /// What the plan says.
         got: usize,
     },
+    /// KV pages that move after the prompt.
+    #[error(
+        "plan: its KV pages move to another domain after the prompt, which cannot be run yet; make a \
+         plan without such moves"
+    )]
+    KvMoves,
     /// No buckets for a phase.
     #[error("plan: no bucket for {phase}")]
     Phase {
@@ -412,7 +418,9 @@ impl Plan {
             Err(PlanError::Size { what: what.to_owned(), expected, got })
         };
         within("context", self.context, 1, MOST_CONTEXT)?;
-        within("number of KV layers", self.kv.len(), graph.kv().len(), graph.kv().len())?;
+        for kv in [Some(&self.kv), self.kv_decode.as_ref()].into_iter().flatten() {
+            within("number of KV layers", kv.len(), graph.kv().len(), graph.kv().len())?;
+        }
         for (index, BucketPlan { bucket, .. }) in self.buckets.iter().enumerate() {
             let what = format!("bucket {index}: max_tokens");
             within(&what, bucket.max_tokens, 1, self.context)?;

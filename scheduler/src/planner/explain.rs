@@ -10,6 +10,35 @@ use crate::cost::Cost;
 use crate::partition::{Assignment, Home, Instance, Limits, Mode, Solution, solve};
 use crate::plan::{Alternative, Totals};
 
+/// A usual placement: its cost, or why it cannot be done.
+pub(super) struct Candidate {
+    pub(super) name: String,
+    /// Is it that of a single device?
+    pub(super) plain: bool,
+    pub(super) outcome: Result<(f64, Assignment), String>,
+}
+
+impl Candidate {
+    fn cost(&self) -> f64 {
+        self.outcome.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost)
+    }
+}
+
+/// The simplest of the usual placements whose cost is proved to be within `share` of the best: a
+/// device alone, else the cheapest. A plan in many pieces that is predicted to gain less than
+/// predictions are good for is not worth its hand-offs.
+pub(super) fn simple<'c>(
+    candidates: &'c [Candidate],
+    solution: &Solution,
+    share: f64,
+) -> Option<&'c Candidate> {
+    let near = |candidate: &&Candidate| {
+        candidate.cost() - solution.lower_bound <= share * candidate.cost()
+    };
+    let plain = candidates.iter().filter(|candidate| candidate.plain).find(near);
+    plain.or_else(|| candidates.iter().find(near))
+}
+
 /// Says what placements do, in seconds and joules.
 pub(super) struct Judge<'t, 'a> {
     pub(super) tables: &'t Tables<'a>,
@@ -102,70 +131,59 @@ impl<'t, 'a> Judge<'t, 'a> {
         Some(Assignment { homes, devices })
     }
 
-    /// Each device alone, the best split of two devices by layers, and the best by phases; those that
-    /// can be done first, by rising cost.
-    pub(super) fn alternatives(&self, limits: Limits, chosen: &Solution) -> Vec<Alternative> {
+    /// The usual placements: each device alone, the best split of two devices by layers, and by
+    /// phases; those that can be done first, by rising cost.
+    pub(super) fn candidates(&self, limits: Limits) -> Vec<Candidate> {
         let names = || self.instance.devices.iter().map(|device| device.name.as_str()).enumerate();
-        let mut all: Vec<Alternative> =
-            names().map(|(device, name)| self.alone(device, name, limits, chosen)).collect();
+        let mut all: Vec<Candidate> =
+            names().map(|(device, name)| self.alone(device, name, limits)).collect();
         for (a, first) in names() {
             for (b, second) in names().filter(|(b, _)| *b != a) {
-                let split = self.best_split(a, b);
-                all.extend(split.map(|(assignment, cut)| {
-                    let from = &self.instance.units[cut];
-                    let name = format!("{first}, from {from} on {second}");
-                    self.alternative(name, &assignment, chosen)
-                }));
+                if let Some((cost, assignment, cut)) = self.best_split(a, b) {
+                    let name = format!("{first}, from {} on {second}", self.instance.units[cut]);
+                    all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
+                }
                 let phases =
                     self.assignment(|mode, _| match self.tables.uses[self.used[mode]].phase {
                         Phase::Prefill => a,
                         Phase::Decode => b,
                     });
-                let phases = phases.filter(|phases| self.instance.score(phases).is_some());
-                all.extend(phases.map(|assignment| {
+                if let Some((cost, assignment)) = phases.and_then(|phases| self.scored(phases)) {
                     let name = format!("prefill {first}, decode {second}");
-                    self.alternative(name, &assignment, chosen)
-                }));
+                    all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
+                }
             }
         }
-        all.sort_by(|a, b| {
-            let score = |one: &Alternative| one.score.unwrap_or(f64::INFINITY);
-            score(a).total_cmp(&score(b))
-        });
+        all.sort_by(|a, b| a.cost().total_cmp(&b.cost()));
         all
     }
 
+    fn scored(&self, assignment: Assignment) -> Option<(f64, Assignment)> {
+        Some((self.instance.score(&assignment)?.cost, assignment))
+    }
+
     /// Everything on one device: the problem itself, with no other device.
-    fn alone(&self, device: usize, name: &str, limits: Limits, chosen: &Solution) -> Alternative {
-        let name = format!("{name} alone");
-        let fixed = self.assignment(|_, _| device);
-        let fixed = fixed.filter(|fixed| self.instance.score(fixed).is_some());
-        if let Some(assignment) = fixed {
-            return self.alternative(name, &assignment, chosen);
-        }
-        let mut only = self.instance.clone();
-        for row in only.modes.iter_mut().flat_map(|mode| &mut mode.run) {
-            for (other, cost) in row.iter_mut().enumerate() {
-                *cost = cost.filter(|_| other == device);
+    fn alone(&self, device: usize, name: &str, limits: Limits) -> Candidate {
+        let fixed = self.assignment(|_, _| device).and_then(|fixed| self.scored(fixed));
+        let outcome = fixed.ok_or(()).or_else(|()| {
+            let mut only = self.instance.clone();
+            for row in only.modes.iter_mut().flat_map(|mode| &mut mode.run) {
+                for (other, cost) in row.iter_mut().enumerate() {
+                    *cost = cost.filter(|_| other == device);
+                }
             }
-        }
-        match solve(&only, limits) {
-            Ok(solution) => self.alternative(name, &solution.assignment, chosen),
-            Err(error) => {
-                let refused = self
-                    .tables
-                    .run
-                    .iter()
-                    .flatten()
-                    .filter_map(|unit| unit[device].as_ref().err().map(ToString::to_string));
-                let why = refused.into_iter().next().unwrap_or_else(|| error.to_string());
-                Alternative { name, score: None, totals: None, why }
-            }
-        }
+            let solved = solve(&only, limits);
+            solved.map(|solution| (solution.cost, solution.assignment)).map_err(|error| {
+                let units = self.tables.run.iter().flatten();
+                let refused = units.filter_map(|unit| unit[device].as_ref().err()).next();
+                refused.map_or_else(|| error.to_string(), ToString::to_string)
+            })
+        });
+        Candidate { name: format!("{name} alone"), plain: true, outcome }
     }
 
     /// The best cut between two blocks: units before it on `a`, from it on `b`, in all modes.
-    fn best_split(&self, a: usize, b: usize) -> Option<(Assignment, usize)> {
+    fn best_split(&self, a: usize, b: usize) -> Option<(f64, Assignment, usize)> {
         let graph = self.tables.model.graph;
         let starts = graph.units().windows(2).enumerate();
         let starts = starts.filter(|(_, pair)| pair[0].layer != pair[1].layer);
@@ -175,22 +193,24 @@ impl<'t, 'a> Judge<'t, 'a> {
             let cost = self.instance.score(&assignment)?.cost;
             Some((cost, assignment, cut))
         });
-        let best = scored.min_by(|a, b| a.0.total_cmp(&b.0));
-        best.map(|(_, assignment, cut)| (assignment, cut))
+        scored.min_by(|a, b| a.0.total_cmp(&b.0))
     }
 
-    fn alternative(&self, name: String, other: &Assignment, chosen: &Solution) -> Alternative {
-        let score = self.instance.score(other).map(|score| score.cost);
-        let totals = self.totals(other);
-        let why = match score {
-            _ if *other == chosen.assignment => "this is the plan".to_owned(),
-            Some(score) if score > chosen.cost => {
-                format!("costs {} more", percent(score / chosen.cost - 1.0))
-            }
-            Some(_) => "costs as much".to_owned(),
-            None => "breaks a pin or a budget".to_owned(),
+    /// What the plan says of a placement that was not chosen.
+    pub(super) fn alternative(&self, other: Candidate, chosen: &Solution) -> Alternative {
+        let Candidate { name, outcome, .. } = other;
+        let (cost, assignment) = match outcome {
+            Ok(found) => found,
+            Err(why) => return Alternative { name, score: None, totals: None, why },
         };
-        Alternative { name, score, totals, why }
+        let why = if assignment == chosen.assignment {
+            "this is the plan".to_owned()
+        } else if cost > chosen.cost {
+            format!("costs {} more", percent(cost / chosen.cost - 1.0))
+        } else {
+            "costs as much or less, within what the proof leaves open".to_owned()
+        };
+        Alternative { name, score: Some(cost), totals: self.totals(&assignment), why }
     }
 
     /// The plan's reasons in words.
@@ -199,6 +219,7 @@ impl<'t, 'a> Judge<'t, 'a> {
         request: &PlanRequest<'_>,
         solution: &Solution,
         alternatives: &[Alternative],
+        simpler: Option<String>,
     ) -> Vec<String> {
         let mut reasons = vec![if solution.optimal {
             format!("no other placement is better under {}", request.goal.name())
@@ -209,6 +230,7 @@ impl<'t, 'a> Judge<'t, 'a> {
                 percent(solution.gap())
             )
         }];
+        reasons.extend(simpler);
         let next = alternatives
             .iter()
             .find(|other| other.score.is_some_and(|score| score > solution.cost * (1.0 + 1e-9)));

@@ -23,7 +23,7 @@ use crate::plan::{
 };
 use crate::profile::Profile;
 use crate::{Pin, nearest};
-use explain::Judge;
+use explain::{Judge, simple};
 use objective::Prices;
 use problem::Tables;
 
@@ -68,6 +68,8 @@ pub struct PlanRequest<'a> {
     pub memory_limits: BTreeMap<String, Bytes>,
     /// Bytes of each domain that are kept free.
     pub reserve: Bytes,
+    /// A single device, or a plain split, is preferred if its cost is within this share of the best.
+    pub simple_within: f64,
     /// How far to go for a proof.
     pub limits: Limits,
 }
@@ -101,6 +103,7 @@ impl<'a> PlanRequest<'a> {
             move_kv: true,
             memory_limits: BTreeMap::new(),
             reserve: Bytes(0),
+            simple_within: 0.01,
             limits: Limits::default(),
         }
     }
@@ -188,7 +191,20 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
         let mut serving = serving.collect::<Vec<_>>().into_iter();
         homes.retain(|_| serving.next() == Some(true));
     }
-    let solution = solve(&instance, request.limits)?;
+    let mut solution = solve(&instance, request.limits)?;
+    let judge = Judge::new(&tables, &instance, &used);
+    let candidates = judge.candidates(request.limits);
+    let simpler = simple(&candidates, &solution, request.simple_within).and_then(|candidate| {
+        let (cost, assignment) = candidate.outcome.clone().ok()?;
+        if assignment == solution.assignment {
+            return None;
+        }
+        let gain = (cost / solution.cost - 1.0) * 100.0;
+        let memory = instance.score(&assignment)?.memory;
+        solution = Solution { assignment, cost, memory, optimal: gain <= 0.0, ..solution.clone() };
+        solution.lower_bound = solution.lower_bound.min(cost);
+        Some(format!("{} was preferred to a split predicted to gain {gain:.2} %", candidate.name))
+    });
     let mut devices = vec![Vec::new(); all.modes.len()];
     for (&mode, chosen) in used.iter().zip(&solution.assignment.devices) {
         devices[mode].clone_from(chosen);
@@ -196,9 +212,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     for (mode, chosen) in place_aside(&all, &instance, &aside, &solution, request.limits)? {
         devices[mode] = chosen;
     }
-    let judge = Judge::new(&tables, &instance, &used);
-    let alternatives = judge.alternatives(request.limits, &solution);
-    let plan = describe(request, &judge, &solution, &devices, alternatives);
+    let alternatives =
+        candidates.into_iter().map(|other| judge.alternative(other, &solution)).collect();
+    let plan = describe(request, &judge, &solution, &devices, alternatives, simpler);
     Ok(Planned { plan, instance, solution })
 }
 
@@ -268,6 +284,7 @@ fn describe(
     solution: &Solution,
     devices: &[Vec<usize>],
     alternatives: Vec<crate::plan::Alternative>,
+    simpler: Option<String>,
 ) -> Plan {
     let tables = judge.tables;
     let profile = request.profile;
@@ -333,7 +350,7 @@ fn describe(
         profile: Some(profile.name.clone()),
         policy: request.policy.clone(),
         context: request.context,
-        reasons: judge.reasons(request, solution, &alternatives),
+        reasons: judge.reasons(request, solution, &alternatives, simpler),
         prediction: Some(Prediction {
             prompt_tokens: request.workload.prompt,
             generated_tokens: request.workload.generate,

@@ -180,6 +180,41 @@ fn the_same_request_gives_the_same_plan_and_it_survives_json() {
     assert_eq!(Plan::from_json(&first.to_json()).expect("reads"), first);
 }
 
+#[test]
+fn an_npu_reads_long_prompts_and_not_short_ones() {
+    let graph = graph("qwen3-8b");
+    let profile = shipped("strix-point").expect("ships");
+    let buckets = [bucket(Phase::Prefill, 2048), bucket(Phase::Decode, 1)];
+    let reader = |prompt: u64| {
+        let mut request = request(&graph, &profile, &buckets, Goal::Latency);
+        request.workload = Workload { prompt, generate: 16 };
+        let plan = plan(&request).expect("fits").plan;
+        let devices = plan.buckets[0].units_per_device();
+        let most = devices.into_iter().max_by_key(|(_, units)| *units).expect("some");
+        most.0.to_owned()
+    };
+    assert_eq!((reader(300).as_str(), reader(2048).as_str()), ("gpu0", "npu0"));
+    let crossing = (300..2048).step_by(64).find(|&prompt| reader(prompt) == "npu0");
+    assert!(crossing.is_some_and(|prompt| prompt > 512), "{crossing:?}");
+}
+
+#[test]
+fn a_simple_plan_is_preferred_to_one_that_gains_next_to_nothing() {
+    let (graph, buckets) = (graph("qwen3-8b"), buckets());
+    for name in shipped_names() {
+        let profile = shipped(name).expect("ships");
+        let mut request = request(&graph, &profile, &buckets, Goal::Latency);
+        let pieces = |planned: &Planned| {
+            planned.plan.buckets.iter().map(|b| b.segments().len()).sum::<usize>()
+        };
+        let simple = plan(&request).expect("fits");
+        request.simple_within = 0.0;
+        let best = plan(&request).expect("fits");
+        assert!(pieces(&simple) <= pieces(&best), "{name}");
+        assert!(simple.solution.cost <= best.solution.cost * 1.0102, "{name}");
+    }
+}
+
 /// A time limit that only an optimised build can be held to.
 #[test]
 fn a_mixture_of_48_layers_on_four_devices_is_planned_quickly() {
