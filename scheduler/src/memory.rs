@@ -20,12 +20,13 @@ pub(crate) struct Residence<'a> {
 }
 
 /// Memory by domain, ascending. Weights that devices of a domain read in place are counted once
-/// however many devices, phases and units read them; a device's own copy is counted on top.
+/// however many devices, phases and units read them; a device's own copy is counted on top. `kv` has
+/// the domain of each layer's pages, one list per phase that has its own.
 pub(crate) fn memory(
     graph: &LayerGraph,
     devices: &[Residence<'_>],
     buckets: &[BucketPlan],
-    kv: &[DomainId],
+    kv: &[Vec<DomainId>],
     kv_bytes_per_element: usize,
 ) -> Vec<DomainMemory> {
     let domains: BTreeSet<DomainId> = devices.iter().map(|device| device.domain).collect();
@@ -53,8 +54,9 @@ pub(crate) fn memory(
                 }
             }
         }
-        let pages = graph.kv().iter().zip(kv).filter(|(_, at)| **at == domain);
-        let elements: usize = pages.map(|(kv, _)| kv.elements_per_token()).sum();
+        let here = |layer: usize| kv.iter().any(|phase| phase[layer] == domain);
+        let pages = graph.kv().iter().enumerate().filter(|(layer, _)| here(*layer));
+        let elements: usize = pages.map(|(_, kv)| kv.elements_per_token()).sum();
         DomainMemory {
             domain,
             weights: Bytes(weights.ceil() as u64),

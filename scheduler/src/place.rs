@@ -119,8 +119,8 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
         buckets.push(plan);
     }
     let pins = request.pins.iter().zip(placed);
-    let kv = vec![main.domain; request.graph.kv().len()];
     let per_element = request.context * request.kv_element_bytes;
+    let kv = vec![vec![main.domain; request.graph.kv().len()]];
     let memory = memory(request.graph, &residences, &buckets, &kv, per_element);
     Ok(Plan {
         version: PLAN_VERSION,
@@ -128,7 +128,7 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
         profile: None,
         policy: "single device".to_owned(),
         context: request.context,
-        kv,
+        kv: kv.concat(),
         kv_decode: None,
         memory,
         reasons: reasons(request, &main.name, &buckets),

@@ -13,7 +13,7 @@ use trefoil_telemetry::Bytes;
 
 pub use objective::{Goal, Weights, Workload};
 
-use crate::cost::{Corrections, Refused};
+use crate::cost::Corrections;
 use crate::memory::{Residence, memory, transfers};
 use crate::partition::{Instance, Limits, PartitionError, Solution, solve};
 use crate::place::{PlaceError, check_pin};
@@ -136,7 +136,7 @@ pub enum PlannerError {
     Place(#[from] PlaceError),
     /// A pin to a device that cannot take the unit.
     #[error(
-        "pin {pattern:?} = {device}: {unit} cannot run there: {refused}; take the pin away or let \
+        "pin {pattern:?} = {device}: {unit} cannot run there: {why}; take the pin away or let \
          pins be relaxed"
     )]
     Pin {
@@ -147,7 +147,7 @@ pub enum PlannerError {
         /// The unit.
         unit: String,
         /// Why.
-        refused: Refused,
+        why: String,
     },
     /// A memory limit of a domain that is not there.
     #[error(
@@ -343,7 +343,8 @@ fn describe(
         PinReport { pin: pin.clone(), placed: buckets.iter().map(held).sum() }
     });
     let totals = judge.totals(&solution.assignment).expect("the solution keeps the rules");
-    let memory = memory(request.graph, &residences, &buckets, &first, per_element);
+    let phases = [first.clone(), later.clone()];
+    let memory = memory(request.graph, &residences, &buckets, &phases, per_element);
     Plan {
         version: PLAN_VERSION,
         model: request.model.clone(),

@@ -197,7 +197,7 @@ impl<'a> Tables<'a> {
                             pattern: pin.pattern.clone(),
                             device: pin.device.clone(),
                             unit: instance.units[unit].clone(),
-                            refused: refused.clone(),
+                            why: refused.to_string(),
                         });
                     }
                 }

@@ -72,29 +72,18 @@ pub(crate) fn plan(
     })
 }
 
-/// One line per group of layers that are placed alike, and per unit outside of layers.
-pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
-    let mut groups: Vec<(String, String, Vec<(String, String)>)> = Vec::new();
-    for placement in &bucket.units {
-        let (layer, kind) = match placement.unit.rsplit_once('.') {
-            Some((layer, kind)) => (layer.to_owned(), kind.to_owned()),
-            None => (placement.unit.clone(), String::new()),
-        };
-        let unit = (kind, placement.device.clone());
-        match groups.last_mut() {
-            Some((_, last, units)) if *last == layer => units.push(unit),
-            _ => groups.push((layer.clone(), layer, vec![unit])),
-        }
-    }
-    let mut merged: Vec<(String, String, Vec<(String, String)>)> = Vec::new();
-    for (first, last, units) in groups {
-        match merged.last_mut() {
-            Some((_, end, same)) if *same == units => *end = last,
-            _ => merged.push((first, last, units)),
-        }
-    }
-    let describe = |(first, last, units): (String, String, Vec<(String, String)>)| {
-        let range = if first == last { first } else { format!("{first} .. {last}") };
+/// Layers next to each other that are placed alike; or units outside of layers.
+struct Group {
+    first: String,
+    last: String,
+    /// Kind of each unit, and its device.
+    units: Vec<(String, String)>,
+}
+
+impl Group {
+    fn describe(&self) -> String {
+        let Self { first, last, units } = self;
+        let range = if first == last { first.clone() } else { format!("{first} .. {last}") };
         let device = &units[0].1;
         if units.iter().all(|(_, other)| other == device) {
             return format!("  {device:<6} {range}");
@@ -102,8 +91,32 @@ pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
         let parts: Vec<String> =
             units.iter().map(|(kind, device)| format!("{kind} {device}")).collect();
         format!("  split  {range}: {}", parts.join(", "))
-    };
-    merged.into_iter().map(describe).collect()
+    }
+}
+
+/// One line per group of layers that are placed alike, and per unit outside of layers.
+pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
+    let mut layers: Vec<Group> = Vec::new();
+    for placement in &bucket.units {
+        let (layer, kind) = placement.unit.rsplit_once('.').unwrap_or((&placement.unit, ""));
+        let unit = (kind.to_owned(), placement.device.clone());
+        match layers.last_mut() {
+            Some(group) if group.first == layer => group.units.push(unit),
+            _ => layers.push(Group {
+                first: layer.to_owned(),
+                last: layer.to_owned(),
+                units: vec![unit],
+            }),
+        }
+    }
+    let mut merged: Vec<Group> = Vec::new();
+    for group in layers {
+        match merged.last_mut() {
+            Some(before) if before.units == group.units => before.last = group.last,
+            _ => merged.push(group),
+        }
+    }
+    merged.iter().map(Group::describe).collect()
 }
 
 /// What the plan does, and what was rejected.
