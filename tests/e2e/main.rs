@@ -2,6 +2,7 @@
 
 mod cli_errors;
 mod cli_generate;
+mod cli_plan;
 mod cli_signals;
 mod cli_tools;
 mod clients;

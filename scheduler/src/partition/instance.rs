@@ -153,8 +153,9 @@ impl Instance {
         if memory.iter().zip(&self.budgets).any(|(need, budget)| *need > budget.bytes) {
             return None;
         }
+        let reads = self.reads();
         for (mode, devices) in self.modes.iter().zip(&assignment.devices) {
-            cost += self.mode_cost(mode, devices)?;
+            cost += self.cost_with(&reads, mode, devices)?;
         }
         Some(Score { cost, memory })
     }
@@ -178,29 +179,40 @@ impl Instance {
         })
     }
 
+    /// Which unit reads which tensor, by unit.
+    fn reads(&self) -> Vec<(usize, usize)> {
+        let tensors = self.tensors.iter().enumerate();
+        let mut reads: Vec<(usize, usize)> = tensors
+            .flat_map(|(index, tensor)| tensor.readers.iter().map(move |&unit| (unit, index)))
+            .collect();
+        reads.sort_unstable();
+        reads
+    }
+
     /// Cost of one mode; `None` if a unit cannot run where it is, or a link is missing.
     pub fn mode_cost(&self, mode: &Mode, devices: &[usize]) -> Option<f64> {
-        let mut made = vec![Vec::new(); self.units.len()];
-        let mut read = vec![Vec::new(); self.units.len()];
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            made[tensor.maker].push(index);
-            tensor.readers.iter().for_each(|&reader| read[reader].push(index));
-        }
+        self.cost_with(&self.reads(), mode, devices)
+    }
+
+    fn cost_with(&self, reads: &[(usize, usize)], mode: &Mode, devices: &[usize]) -> Option<f64> {
         let mut cost = 0.0;
-        let mut held: Vec<Vec<usize>> = vec![Vec::new(); self.tensors.len()];
+        // By tensor: a bit per domain that a copy went to.
+        let mut copies = vec![0u32; self.tensors.len()];
+        let mut reads = reads.iter().copied().peekable();
         for (unit, &at) in devices.iter().enumerate() {
             let device = &self.devices[at];
             if unit == 0 || devices[unit - 1] != at {
                 cost += mode.start[at];
             }
-            for &index in &read[unit] {
-                if !held[index].iter().any(|domain| device.addresses.contains(domain)) {
-                    cost += mode.transfer[index][held[index][0]][device.domain]?;
-                    held[index].push(device.domain);
+            while let Some((_, tensor)) = reads.next_if(|(reader, _)| *reader == unit) {
+                let made = self.devices[devices[self.tensors[tensor].maker]].domain;
+                let held = copies[tensor] | 1 << made;
+                if !device.addresses.iter().any(|domain| held & (1 << domain) != 0) {
+                    cost += mode.transfer[tensor][made][device.domain]?;
+                    copies[tensor] |= 1 << device.domain;
                 }
             }
             cost += mode.run[unit][at]?;
-            made[unit].iter().for_each(|&index| held[index].push(device.domain));
         }
         Some(cost)
     }
