@@ -145,6 +145,10 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     if !dual.ascend(&contested, limits.rounds) {
         return Err(does_not_fit(instance));
     }
+    // A bound above what any placement can cost proves that there is none.
+    if dual.value() > ceiling(instance) * (1.0 + 1e-9) {
+        return Err(does_not_fit(instance));
+    }
     let mut search = Search::new(instance, &trellis, &dual, &contested);
     let mut best: Option<(f64, Assignment)> = None;
     let mut lower_bound = dual.value();
@@ -183,6 +187,21 @@ fn needs(instance: &Instance) -> Vec<u64> {
     };
     let of = |budget: usize| (0..instance.units.len()).map(|unit| least(budget, unit)).sum();
     (0..instance.budgets.len()).map(of).collect()
+}
+
+/// No placement costs more than this.
+fn ceiling(instance: &Instance) -> f64 {
+    let most = |costs: &mut dyn Iterator<Item = f64>| costs.fold(0.0, f64::max);
+    let homes = instance.homes.iter().map(|homes| most(&mut homes.iter().map(|home| home.cost)));
+    let modes = instance.modes.iter().map(|mode| {
+        let start = most(&mut mode.start.iter().copied());
+        let runs = mode.run.iter().map(|row| most(&mut row.iter().flatten().copied()) + start);
+        let moves = mode.transfer.iter().map(|table| {
+            most(&mut table.iter().flatten().flatten().copied()) * instance.domains.len() as f64
+        });
+        runs.sum::<f64>() + moves.sum::<f64>()
+    });
+    homes.sum::<f64>() + modes.sum::<f64>()
 }
 
 fn does_not_fit(instance: &Instance) -> PartitionError {

@@ -245,13 +245,13 @@ fn place_aside(
 fn check(request: &PlanRequest<'_>) -> Result<(), PlannerError> {
     let names: Vec<&str> = request.profile.devices.iter().map(|d| d.name.as_str()).collect();
     let allowed: Vec<&str> = names.iter().copied().filter(|name| request.allows(name)).collect();
-    if allowed.is_empty() {
-        return Err(PlaceError::NoDevice.into());
-    }
     for name in request.devices.iter().flatten() {
         if !names.contains(&name.as_str()) {
             return Err(PlanError::unknown_device(name, &names).into());
         }
+    }
+    if allowed.is_empty() {
+        return Err(PlaceError::NoDevice.into());
     }
     for pin in request.pins {
         if !allowed.contains(&pin.device.as_str()) {
