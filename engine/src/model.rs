@@ -185,7 +185,7 @@ impl Lowered {
     }
 
     /// Buckets that programs are compiled for.
-    fn buckets(&self, options: &ModelOptions) -> [Bucket; 2] {
+    pub fn buckets(&self, options: &ModelOptions) -> [Bucket; 2] {
         // An encoder reads a whole text in one step.
         let chunk = if self.hyper.causal { options.chunk } else { self.context(options) };
         let max_tokens = chunk.clamp(1, self.context(options));
@@ -195,6 +195,15 @@ impl Lowered {
             Bucket { phase: Phase::Prefill, min_tokens: 2, max_tokens, max_outputs },
             Bucket { phase: Phase::Decode, min_tokens: 1, max_tokens: batch, max_outputs: batch },
         ]
+    }
+
+    /// Which model a plan of this one is for.
+    pub fn model_ref(&self) -> ModelRef {
+        ModelRef {
+            fingerprint: self.fingerprint.clone(),
+            architecture: self.hyper.architecture.clone(),
+            name: self.hyper.name.clone(),
+        }
     }
 
     /// Places the model on the devices, or checks the plan that the options carry.
@@ -207,6 +216,9 @@ impl Lowered {
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             plan.check(&self.fingerprint, &self.graph, &names)?;
+            if plan.kv_decode.is_some() {
+                return Err(PlanError::KvMoves.into());
+            }
             let most = self.hyper.context.max(options.kv_tokens.unwrap_or(0));
             if plan.context > most {
                 let (what, expected) = ("context", format!("at most {most}"));
@@ -217,11 +229,7 @@ impl Lowered {
             return Ok(plan.clone());
         }
         Ok(place(&Request {
-            model: ModelRef {
-                fingerprint: self.fingerprint.clone(),
-                architecture: self.hyper.architecture.clone(),
-                name: self.hyper.name.clone(),
-            },
+            model: self.model_ref(),
             graph: &self.graph,
             devices: &devices,
             device: options.device.as_deref(),

@@ -15,6 +15,7 @@ mod model_file;
 pub mod ops;
 mod rope_scaling;
 pub mod safetensors;
+pub mod shape;
 mod step;
 #[cfg(test)]
 mod test_data;

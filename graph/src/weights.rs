@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use crate::BlockType;
 
@@ -22,6 +22,9 @@ pub enum Storage {
     Static(&'static [u8]),
     /// Bytes made at run time (synthetic models, converted biases).
     Owned(Vec<u8>),
+    /// Address space that holds nothing: it reads as zeroes and takes no memory until it is touched
+    /// (models that are planned without their weights).
+    Reserved(Mmap),
 }
 
 impl Storage {
@@ -36,10 +39,16 @@ impl Storage {
         Ok(Arc::new(Self::Mapped { map, path: path.to_path_buf() }))
     }
 
+    /// Reserves address space without contents.
+    pub fn reserve(len: usize) -> std::io::Result<Arc<Self>> {
+        let map = MmapOptions::new().len(len.max(1)).no_reserve_swap().map_anon()?;
+        Ok(Arc::new(Self::Reserved(map.make_read_only()?)))
+    }
+
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped { map, .. } => map,
+            Self::Mapped { map, .. } | Self::Reserved(map) => map,
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }
@@ -51,6 +60,7 @@ impl Storage {
             Self::Mapped { path, .. } => path.display().to_string(),
             Self::Static(_) => "built-in model".to_owned(),
             Self::Owned(_) => "memory".to_owned(),
+            Self::Reserved(_) => "no file".to_owned(),
         }
     }
 }

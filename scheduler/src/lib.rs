@@ -2,16 +2,26 @@
 //!
 //! Pure functions of facts: no backend, no I/O, no clock of its own.
 
+pub mod cost;
+mod memory;
+pub mod partition;
 mod pin;
 mod place;
 mod plan;
+pub mod planner;
+pub mod policy;
+pub mod profile;
+mod size;
+mod toml_text;
 
 pub use pin::{Pin, PinError};
 pub use place::{DeviceFacts, PlaceError, Request, place};
 pub use plan::{
-    BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, SegmentPlan,
-    Transfer, UnitPlacement,
+    Alternative, BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError,
+    Prediction, SegmentPlan, SegmentPrediction, Totals, Transfer, UnitPlacement,
 };
+pub use size::Size;
+pub use toml_text::TomlError;
 
 /// The candidate most like `name`, for "did you mean".
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -10,6 +10,7 @@ use wildmatch::WildMatch;
 #[derive(
     Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
+#[serde(deny_unknown_fields)]
 pub struct Pin {
     /// Pattern on unit names (`blk.3.ffn`) and op names (`blk.3.ffn_down`); `*` and `?` as usual.
     #[serde(rename = "match")]

@@ -1,13 +1,10 @@
 //! The first placement rule: everything on one device, except what pins say.
 
 use trefoil_devices_api::{Bucket, DomainId};
-use trefoil_graph::{LayerGraph, Segment, UnitId};
-use trefoil_telemetry::Bytes;
+use trefoil_graph::{LayerGraph, UnitId};
 
-use crate::plan::{
-    BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Transfer,
-    UnitPlacement,
-};
+use crate::memory::{Residence, memory, transfers};
+use crate::plan::{BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, UnitPlacement};
 use crate::{Pin, nearest};
 
 /// What the planner knows of a device.
@@ -87,6 +84,13 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
         find(&pin.device)?;
         check_pin(pin, request.graph)?;
     }
+    let residences = request.devices.iter().map(|device| Residence {
+        device: &device.name,
+        domain: device.domain,
+        reads: vec![device.domain],
+        copy: None,
+    });
+    let residences: Vec<_> = residences.collect();
     let mut placed = vec![0; request.pins.len()];
     let mut buckets = Vec::with_capacity(request.buckets.len());
     for &bucket in request.buckets {
@@ -109,27 +113,32 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
             transfers: Vec::new(),
             predicted_seconds: None,
             predicted_joules: None,
+            segments: Vec::new(),
         };
-        plan.transfers = transfers(request, &plan)?;
+        plan.transfers = transfers(request.graph, &residences, &plan);
         buckets.push(plan);
     }
     let pins = request.pins.iter().zip(placed);
-    let memory = memory(request, &buckets);
+    let per_element = request.context * request.kv_element_bytes;
+    let kv = vec![vec![main.domain; request.graph.kv().len()]];
+    let memory = memory(request.graph, &residences, &buckets, &kv, per_element);
     Ok(Plan {
         version: PLAN_VERSION,
         model: request.model.clone(),
         profile: None,
         policy: "single device".to_owned(),
         context: request.context,
-        kv: vec![main.domain; request.graph.kv().len()],
+        kv: kv.concat(),
+        kv_decode: None,
         memory,
         reasons: reasons(request, &main.name, &buckets),
         pins: pins.map(|(pin, placed)| PinReport { pin: pin.clone(), placed }).collect(),
+        prediction: None,
         buckets,
     })
 }
 
-fn check_pin(pin: &Pin, graph: &LayerGraph) -> Result<(), PlaceError> {
+pub(crate) fn check_pin(pin: &Pin, graph: &LayerGraph) -> Result<(), PlaceError> {
     if (0..graph.units().len()).any(|unit| pin.matches(graph, UnitId(unit))) {
         return Ok(());
     }
@@ -149,82 +158,4 @@ fn reasons(request: &Request<'_>, main: &str, buckets: &[BucketPlan]) -> Vec<Str
         reasons.push("pins put some units elsewhere".to_owned());
     }
     reasons
-}
-
-/// Tensors that cross from one domain to another between segments.
-fn transfers(request: &Request<'_>, plan: &BucketPlan) -> Result<Vec<Transfer>, PlanError> {
-    let domain = |device: &str| {
-        let found = request.devices.iter().find(|facts| facts.name == device);
-        found.map(|facts| facts.domain).ok_or_else(|| PlanError::unknown_device(device, &[]))
-    };
-    let mut transfers = Vec::new();
-    for segment in plan.segments() {
-        let to = domain(&segment.device)?;
-        let Segment { inputs, .. } = request.graph.segment(&segment.units);
-        for node in inputs {
-            let maker = request.graph.node(node);
-            let from = domain(&plan.units[maker.unit.0].device)?;
-            if from != to {
-                transfers.push(Transfer {
-                    tensor: maker.name.clone(),
-                    from,
-                    to,
-                    bytes: Bytes::from(plan.bucket.tensor_bytes(request.graph, node)),
-                });
-            }
-        }
-    }
-    Ok(transfers)
-}
-
-/// Memory by domain. Weights of shared memory are the file's pages, counted once however many
-/// devices read them.
-fn memory(request: &Request<'_>, buckets: &[BucketPlan]) -> Vec<DomainMemory> {
-    let graph = request.graph;
-    let mut domains: Vec<DomainId> = request.devices.iter().map(|device| device.domain).collect();
-    domains.sort_unstable();
-    domains.dedup();
-    let domain_of = |name: &str| {
-        request.devices.iter().find(|device| device.name == name).map(|device| device.domain)
-    };
-    domains
-        .into_iter()
-        .map(|domain| {
-            let uses = |unit: usize| {
-                buckets.iter().any(|bucket| domain_of(&bucket.units[unit].device) == Some(domain))
-            };
-            let mut seen = std::collections::BTreeSet::new();
-            let mut weights = 0;
-            for (index, unit) in graph.units().iter().enumerate() {
-                if !uses(index) {
-                    continue;
-                }
-                for &node in &unit.nodes {
-                    for weight in graph.node(node).op.weights() {
-                        let at = (weight.bytes().as_ptr() as usize, weight.len_bytes());
-                        if seen.insert(at) {
-                            weights += weight.len_bytes() as u64;
-                        }
-                    }
-                }
-            }
-            let kv_elements: usize = graph.kv().iter().map(|kv| kv.elements_per_token()).sum();
-            let kv = kv_elements * request.context * request.kv_element_bytes;
-            let activations = buckets
-                .iter()
-                .map(|bucket| {
-                    let segments = bucket.segments();
-                    let outputs = segments.iter().flat_map(|s| graph.segment(&s.units).outputs);
-                    outputs.map(|node| bucket.bucket.tensor_bytes(graph, node) as u64).sum::<u64>()
-                })
-                .max()
-                .unwrap_or(0);
-            DomainMemory {
-                domain,
-                weights: Bytes(weights),
-                kv: Bytes::from(kv),
-                activations: Bytes(activations),
-            }
-        })
-        .collect()
 }

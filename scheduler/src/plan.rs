@@ -94,6 +94,73 @@ pub struct BucketPlan {
     pub predicted_seconds: Option<f64>,
     /// Predicted joules of a full step; absent without a profile.
     pub predicted_joules: Option<f64>,
+    /// Predicted costs of the runs of units; empty without a profile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentPrediction>,
+}
+
+/// Predicted cost of a run of units on one device in a full step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentPrediction {
+    /// First unit.
+    pub first: String,
+    /// Last unit.
+    pub last: String,
+    /// Name of the device.
+    pub device: String,
+    /// Seconds: its ops, without moves.
+    pub seconds: f64,
+    /// Joules of the whole machine in that time.
+    pub joules: f64,
+}
+
+/// What a placement is predicted to do for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Seconds to the first token: the whole prompt, and moves of KV pages after it.
+    pub first_token_seconds: f64,
+    /// Seconds per generated token.
+    pub token_seconds: f64,
+    /// Joules of the prompt.
+    pub prompt_joules: f64,
+    /// Joules per generated token.
+    pub token_joules: f64,
+}
+
+/// A placement that was not chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Alternative {
+    /// What it is: `gpu0 alone`.
+    pub name: String,
+    /// Its cost under the objective; absent if it cannot be done.
+    pub score: Option<f64>,
+    /// What it would do; absent if it cannot be done.
+    pub totals: Option<Totals>,
+    /// Why it was not chosen.
+    pub why: String,
+}
+
+/// What the plan is predicted to do, and how it was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prediction {
+    /// Tokens of the prompt that was planned for.
+    pub prompt_tokens: u64,
+    /// Tokens generated after it.
+    pub generated_tokens: u64,
+    /// What the plan does for such a request.
+    pub totals: Totals,
+    /// Its cost under the objective.
+    pub score: f64,
+    /// No placement has a lower one.
+    pub lower_bound: f64,
+    /// Share of the score that could be saved at most.
+    pub gap: f64,
+    /// Other placements, the best first.
+    pub alternatives: Vec<Alternative>,
 }
 
 /// Memory that a plan needs in a domain.
@@ -143,10 +210,17 @@ pub struct Plan {
     /// Domain of each KV layer.
     #[schemars(with = "Vec<u16>")]
     pub kv: Vec<DomainId>,
+    /// Domain of each KV layer in decode, where pages move after the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<u16>>")]
+    pub kv_decode: Option<Vec<DomainId>>,
     /// Memory per domain.
     pub memory: Vec<DomainMemory>,
     /// Pins and how they were met.
     pub pins: Vec<PinReport>,
+    /// What it is predicted to do; absent without a profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
     /// Why it is as it is, in words.
     pub reasons: Vec<String>,
 }
@@ -211,6 +285,12 @@ pub enum PlanError {
         /// What the plan says.
         got: usize,
     },
+    /// KV pages that move after the prompt.
+    #[error(
+        "plan: its KV pages move to another domain after the prompt, which cannot be run yet; make a \
+         plan without such moves"
+    )]
+    KvMoves,
     /// No buckets for a phase.
     #[error("plan: no bucket for {phase}")]
     Phase {
@@ -338,7 +418,9 @@ impl Plan {
             Err(PlanError::Size { what: what.to_owned(), expected, got })
         };
         within("context", self.context, 1, MOST_CONTEXT)?;
-        within("number of KV layers", self.kv.len(), graph.kv().len(), graph.kv().len())?;
+        for kv in [Some(&self.kv), self.kv_decode.as_ref()].into_iter().flatten() {
+            within("number of KV layers", kv.len(), graph.kv().len(), graph.kv().len())?;
+        }
         for (index, BucketPlan { bucket, .. }) in self.buckets.iter().enumerate() {
             let what = format!("bucket {index}: max_tokens");
             within(&what, bucket.max_tokens, 1, self.context)?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use trefoil_engine::quantize::Mixture;
+use trefoil_engine::quantize::{Mixture, Target};
 use trefoil_engine::synthetic::Shape;
 use trefoil_scheduler::Pin;
 
@@ -255,13 +255,47 @@ pub(crate) struct ServeArgs {
     pub(crate) placement: PlacementArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GoalForm {
+    /// Seconds of one request
+    Latency,
+    /// Requests per second of the machine
+    Throughput,
+    /// Joules per request
+    Energy,
+    /// A weighted sum of all
+    Balanced,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
-    pub(crate) model: String,
+    #[arg(required_unless_present = "shape")]
+    pub(crate) model: Option<String>,
     /// Print the plan as JSON, as --plan takes it
     #[arg(long)]
     pub(crate) json: bool,
+    /// Plan for a machine by its profile: a name of a shipped one, or a .toml file
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "plan")]
+    pub(crate) profile: Option<String>,
+    /// Plan a known model without its weights, such as qwen3-8b
+    #[arg(long, value_name = "NAME", conflicts_with = "model", requires = "profile")]
+    pub(crate) shape: Option<String>,
+    /// Types of its weights
+    #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", requires = "shape")]
+    pub(crate) quant: Target,
+    /// Prompt that is planned for
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive)]
+    pub(crate) prompt: usize,
+    /// Tokens generated after it
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive)]
+    pub(crate) generate: usize,
+    /// What counts
+    #[arg(long, value_enum, default_value_t = GoalForm::Balanced, requires = "profile")]
+    pub(crate) objective: GoalForm,
+    /// Print all costs, budgets and choices that the plan was made from, and the solution, as JSON
+    #[arg(long, conflicts_with = "json", requires = "profile")]
+    pub(crate) problem: bool,
     #[command(flatten)]
     pub(crate) placement: PlacementArgs,
 }

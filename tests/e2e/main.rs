@@ -4,6 +4,7 @@ mod cli_bench;
 mod cli_errors;
 mod cli_generate;
 mod cli_gpu;
+mod cli_plan;
 mod cli_signals;
 mod cli_tools;
 mod clients;

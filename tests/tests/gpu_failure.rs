@@ -166,6 +166,7 @@ fn a_driver_that_lacks_something_is_named_with_what_it_lacks() {
     adapter.missing = vec!["timelineSemaphore", "bufferDeviceAddress"];
     let (name, driver) = (adapter.name.clone(), adapter.driver.clone());
     let options = VulkanOptions {
+        tuning: trefoil_devices_vulkan::Tuning::default(),
         name: GPU.to_owned(),
         domain: DomainId(1),
         exact: true,

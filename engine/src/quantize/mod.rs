@@ -10,6 +10,7 @@ use std::{fmt, io};
 
 use serde::Serialize;
 use trefoil_graph::gguf::{FileWriter, TensorSpec};
+use trefoil_graph::shape::ModelShape;
 use trefoil_graph::{BlockType, ModelFile, ModelFileError, Origin, Storage, Tensor};
 use trefoil_telemetry::Bytes;
 
@@ -72,6 +73,13 @@ pub enum QuantizeError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A model of a known shape in a target's types, without weights: enough to plan.
+pub fn without_weights(shape: &ModelShape, to: Target) -> io::Result<ModelFile> {
+    let plain = shape.without_weights(|_, _| BlockType::F32)?;
+    let recipe = Recipe::new(&plain, to);
+    shape.without_weights(|name, _| recipe.choose(&plain.tensors[name]).block)
 }
 
 /// How far it is.

@@ -8,6 +8,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
+pub(crate) mod predicted;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;

@@ -6,15 +6,30 @@ use trefoil_engine::model::{Lowered, open_file};
 use trefoil_scheduler::Plan;
 use trefoil_telemetry::Bytes;
 
-use super::common;
+use super::{common, predicted};
 use crate::cli::PlanArgs;
 use crate::exit::Outcome;
 
 pub(crate) fn run(args: &PlanArgs) -> Outcome {
     let options = common::options(&args.placement)?;
-    let backends = common::backends(&args.placement, &options);
-    let lowered = Lowered::new(open_file(&args.model)?, options.lower)?;
-    let plan = lowered.plan(&backends, &options)?;
+    let file = match (&args.model, &args.shape) {
+        (_, Some(shape)) => predicted::shape(shape, args.quant)?,
+        (model, None) => open_file(model.as_deref().expect("clap asks for one"))?,
+    };
+    let lowered = Lowered::new(file, options.lower)?;
+    let plan = match &args.profile {
+        None => lowered.plan(&common::backends(&args.placement, &options), &options)?,
+        Some(profile) => {
+            let planned = predicted::plan(&lowered, &predicted::profile(profile)?, args, &options)?;
+            if args.problem {
+                let (problem, solution) = (&planned.instance, &planned.solution.assignment);
+                let both = serde_json::json!({ "problem": problem, "solution": solution });
+                writeln!(stdout(), "{both}")?;
+                return Ok(());
+            }
+            planned.plan
+        }
+    };
     if args.json {
         writeln!(stdout(), "{}", plan.to_json())?;
     } else {
@@ -22,6 +37,9 @@ pub(crate) fn run(args: &PlanArgs) -> Outcome {
     }
     Ok(())
 }
+
+/// More runs of units than this are shown by layers.
+const MOST_RUNS: usize = 12;
 
 /// Units next to each other on one device, as `blk.0.attn_in .. head`.
 fn runs(plan: &trefoil_scheduler::BucketPlan) -> Vec<(String, String, usize)> {
@@ -47,13 +65,26 @@ pub(crate) fn render(plan: &Plan) -> String {
     for bucket in &plan.buckets {
         let (phase, most) = (bucket.bucket.phase.name(), bucket.bucket.max_tokens);
         line(format!("\n{phase}, up to {most} tokens a step"));
-        for (range, device, count) in runs(bucket) {
-            let units = if count == 1 { "unit" } else { "units" };
-            line(format!("  {device:<6} {range}  ({count} {units})"));
+        let runs = runs(bucket);
+        if runs.len() > MOST_RUNS {
+            predicted::layers(bucket).into_iter().for_each(&mut line);
+        } else {
+            for (range, device, count) in runs {
+                let units = if count == 1 { "unit" } else { "units" };
+                line(format!("  {device:<6} {range}  ({count} {units})"));
+            }
         }
-        for transfer in &bucket.transfers {
-            let (from, to) = (transfer.from, transfer.to);
-            line(format!("  copy   {} {from} -> {to}, {}", transfer.tensor, transfer.bytes));
+        if bucket.transfers.len() > MOST_RUNS {
+            let bytes: Bytes = bucket.transfers.iter().map(|transfer| transfer.bytes).sum();
+            line(format!("  {} copies between memories, {bytes} in all", bucket.transfers.len()));
+        } else {
+            for transfer in &bucket.transfers {
+                let (from, to) = (transfer.from, transfer.to);
+                line(format!("  copy   {} {from} -> {to}, {}", transfer.tensor, transfer.bytes));
+            }
+        }
+        if let (Some(seconds), Some(joules)) = (bucket.predicted_seconds, bucket.predicted_joules) {
+            line(format!("  {:.2} ms and {joules:.2} J a step", seconds * 1e3));
         }
     }
     line("\nmemory".to_owned());
@@ -70,6 +101,9 @@ pub(crate) fn render(plan: &Plan) -> String {
     for report in &plan.pins {
         let placed = report.placed;
         line(format!("pin {} = {}: {placed} placements", report.pin.pattern, report.pin.device));
+    }
+    if let Some(prediction) = &plan.prediction {
+        predicted::prediction(prediction).into_iter().for_each(&mut line);
     }
     line(format!("why: {}", plan.reasons.join("; ")));
     text

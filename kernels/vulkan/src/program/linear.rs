@@ -1,7 +1,7 @@
 //! Products with weight matrices.
 
 use trefoil_graph::ops::{Linear, Nonlinearity, Op};
-use trefoil_graph::{NodeIndex, Weight};
+use trefoil_graph::{BlockType, NodeIndex, Weight};
 
 use super::Emit;
 use super::fusion::FEW_ROWS;
@@ -170,7 +170,9 @@ impl Emit<'_> {
         let columns = rows.next_power_of_two().min((CHUNKS / share).max(1));
         // Sums are reduced over the subgroup, no more of them than it has threads.
         let most = if gated { subgroup / 2 } else { subgroup };
-        let each = tuning.dot_rows.min(most).max(1);
+        // Workgroups of few threads take more rows, for as much work under way.
+        let wanted = if threads < 128 { tuning.dot_rows * 2 } else { tuning.dot_rows };
+        let each = wanted.min(most).max(1);
         // Making x ready costs as much as several rows of the matrix: so workgroups take more of them
         // as long as there are enough workgroups.
         let times = (matrix.rows as u32 / (each * tuning.dot_groups.max(1))).clamp(1, 8);
@@ -202,7 +204,10 @@ impl Emit<'_> {
                 Some(edge) => {
                     let bias = extras.bias.is_some();
                     let (constants, groups) = self.coop_tiles(edge, rows, outputs, bias);
-                    let shader = if self.unpacks(rows, matrix) {
+                    // Stored halves are what the products take.
+                    let shader = if matrix.block == BlockType::F16 {
+                        "product_coop".to_owned()
+                    } else if self.unpacks(rows, matrix) {
                         source = self.unpack(source, name, outputs, cols);
                         "product_coop".to_owned()
                     } else {

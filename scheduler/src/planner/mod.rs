@@ -1,0 +1,394 @@
+//! Plans by predicted cost: a model, a machine's profile and an objective become a [`Plan`] that
+//! says what it is predicted to do, how far from the best it can be, and what was rejected.
+
+mod explain;
+mod objective;
+mod problem;
+
+use std::collections::BTreeMap;
+
+use trefoil_devices_api::{Bucket, DomainId, Phase};
+use trefoil_graph::{LayerGraph, UnitId};
+use trefoil_telemetry::Bytes;
+
+pub use objective::{Goal, Weights, Workload};
+
+use crate::cost::Corrections;
+use crate::memory::{Residence, memory, transfers};
+use crate::partition::{Instance, Limits, PartitionError, Solution, solve};
+use crate::place::{PlaceError, check_pin};
+use crate::plan::{
+    BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Prediction, SegmentPrediction,
+    UnitPlacement,
+};
+use crate::profile::Profile;
+use crate::{Pin, nearest};
+use explain::{Judge, simple};
+use objective::Prices;
+use problem::Tables;
+
+/// What is to be planned.
+#[derive(Clone, Debug)]
+pub struct PlanRequest<'a> {
+    /// The model.
+    pub model: ModelRef,
+    /// Its graph.
+    pub graph: &'a LayerGraph,
+    /// The machine.
+    pub profile: &'a Profile,
+    /// What measurements say of its predictions.
+    pub corrections: &'a Corrections,
+    /// Name of the policy, for the plan.
+    pub policy: String,
+    /// What counts.
+    pub goal: Goal,
+    /// Weights of a balanced goal.
+    pub weights: Weights,
+    /// The request that is planned for.
+    pub workload: Workload,
+    /// Buckets to place.
+    pub buckets: &'a [Bucket],
+    /// Tokens of context to keep KV pages for.
+    pub context: usize,
+    /// Bytes of one stored key or value element.
+    pub kv_element_bytes: usize,
+    /// Devices that may be used; all if absent.
+    pub devices: Option<Vec<String>>,
+    /// Pins; the first match wins.
+    pub pins: &'a [Pin],
+    /// Is a pin that its device cannot take ignored (and reported) instead of an error?
+    pub relax_pins: bool,
+    /// Does a unit run on one device in both phases?
+    pub joint_phases: bool,
+    /// Shorter prompts are not read by an NPU, except where a pin says so.
+    pub min_npu_prompt_tokens: u64,
+    /// May KV pages move between domains after the prompt?
+    pub move_kv: bool,
+    /// Most bytes of domains, by name, for models in all.
+    pub memory_limits: BTreeMap<String, Bytes>,
+    /// Bytes of each domain that are kept free.
+    pub reserve: Bytes,
+    /// A single device, or a plain split, is preferred if its cost is within this share of the best.
+    pub simple_within: f64,
+    /// How far to go for a proof.
+    pub limits: Limits,
+}
+
+impl<'a> PlanRequest<'a> {
+    /// A request with defaults: balanced, all devices, no pins.
+    pub fn new(
+        model: ModelRef,
+        graph: &'a LayerGraph,
+        profile: &'a Profile,
+        corrections: &'a Corrections,
+        buckets: &'a [Bucket],
+    ) -> Self {
+        Self {
+            model,
+            graph,
+            profile,
+            corrections,
+            policy: Goal::default().name().to_owned(),
+            goal: Goal::default(),
+            weights: Weights::default(),
+            workload: Workload::default(),
+            buckets,
+            context: 8192,
+            kv_element_bytes: 2,
+            devices: None,
+            pins: &[],
+            relax_pins: false,
+            joint_phases: false,
+            min_npu_prompt_tokens: 0,
+            move_kv: true,
+            memory_limits: BTreeMap::new(),
+            reserve: Bytes(0),
+            simple_within: 0.01,
+            limits: Limits::default(),
+        }
+    }
+
+    fn allows(&self, device: &str) -> bool {
+        self.devices.as_ref().is_none_or(|names| names.iter().any(|name| name == device))
+    }
+}
+
+/// A plan, and the problem that it solves.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The plan.
+    pub plan: Plan,
+    /// All costs, budgets and choices: enough to check that the plan is the best.
+    pub instance: Instance,
+    /// The solution, in the terms of the instance.
+    pub solution: Solution,
+}
+
+/// A request that cannot be planned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlannerError {
+    /// A device that is not there.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A pin that matches nothing.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// A pin to a device that cannot take the unit.
+    #[error(
+        "pin {pattern:?} = {device}: {unit} cannot run there: {why}; take the pin away or let \
+         pins be relaxed"
+    )]
+    Pin {
+        /// The pattern.
+        pattern: String,
+        /// The device.
+        device: String,
+        /// The unit.
+        unit: String,
+        /// Why.
+        why: String,
+    },
+    /// A memory limit of a domain that is not there.
+    #[error(
+        "memory limit of {got:?}: expected one of {known}{}",
+        near.as_ref().map(|name| format!("; did you mean {name:?}?")).unwrap_or_default()
+    )]
+    Domain {
+        /// What was named.
+        got: String,
+        /// All domains.
+        known: String,
+        /// The most similar one.
+        near: Option<String>,
+    },
+    /// No bucket for a phase.
+    #[error("expected buckets of prefill and of decode, got none of {phase}")]
+    NoBucket {
+        /// The phase.
+        phase: &'static str,
+    },
+    /// No placement.
+    #[error(transparent)]
+    Partition(#[from] PartitionError),
+}
+
+/// Plans a model on a machine.
+pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
+    check(request)?;
+    let kv_bytes = request.kv_element_bytes as f64;
+    let uses = request.workload.uses(request.buckets, request.goal, kv_bytes);
+    let tables = Tables::new(request, uses);
+    let least = [Phase::Prefill, Phase::Decode].map(|phase| tables.least(phase));
+    let bytes = request.profile.domains.iter().map(|domain| domain.size.0.0).sum();
+    let prices = Prices::new(request.goal, request.weights, least, bytes);
+    let all = tables.instance(request, &prices)?;
+    let (used, aside): (Vec<usize>, Vec<usize>) =
+        (0..all.modes.len()).partition(|&mode| tables.uses[mode].steps > 0.0);
+    let mut instance = all.with_modes(&used);
+    for (unit, homes) in instance.homes.iter_mut().enumerate() {
+        let serving = all.homes[unit].iter().map(|home| all.serves(unit, home));
+        let mut serving = serving.collect::<Vec<_>>().into_iter();
+        homes.retain(|_| serving.next() == Some(true));
+    }
+    let mut solution = solve(&instance, request.limits)?;
+    let judge = Judge::new(&tables, &instance, &used);
+    let candidates = judge.candidates(request.limits);
+    let simpler = simple(&candidates, &solution, request.simple_within).and_then(|candidate| {
+        let (cost, assignment) = candidate.outcome.clone().ok()?;
+        if assignment == solution.assignment {
+            return None;
+        }
+        let gain = (cost / solution.cost - 1.0) * 100.0;
+        let memory = instance.score(&assignment)?.memory;
+        solution = Solution { assignment, cost, memory, optimal: gain <= 0.0, ..solution.clone() };
+        solution.lower_bound = solution.lower_bound.min(cost);
+        Some(format!("{} was preferred to a split predicted to gain {gain:.2} %", candidate.name))
+    });
+    let mut devices = vec![Vec::new(); all.modes.len()];
+    for (&mode, chosen) in used.iter().zip(&solution.assignment.devices) {
+        devices[mode].clone_from(chosen);
+    }
+    for (mode, chosen) in place_aside(&all, &instance, &aside, &solution, request.limits)? {
+        devices[mode] = chosen;
+    }
+    let alternatives =
+        candidates.into_iter().map(|other| judge.alternative(other, &solution)).collect();
+    let plan = describe(request, &judge, &solution, &devices, alternatives, simpler);
+    Ok(Planned { plan, instance, solution })
+}
+
+/// Places the buckets that the request does not use: each as well as it can be with weights and KV
+/// pages where the others have put them.
+fn place_aside(
+    all: &Instance,
+    instance: &Instance,
+    aside: &[usize],
+    solution: &Solution,
+    limits: Limits,
+) -> Result<Vec<(usize, Vec<usize>)>, PartitionError> {
+    let mut placed = Vec::with_capacity(aside.len());
+    for &mode in aside {
+        let mut one = all.with_modes(&[mode]);
+        for (unit, homes) in one.homes.iter_mut().enumerate() {
+            // The same home, with its devices in this mode.
+            let chosen = &instance.homes[unit][solution.assignment.homes[unit]];
+            homes.retain(|home| home.memory == chosen.memory && home.kv == chosen.kv);
+            homes.truncate(1);
+        }
+        let solution = solve(&one, limits)?;
+        placed.push((mode, solution.assignment.devices[0].clone()));
+    }
+    Ok(placed)
+}
+
+fn check(request: &PlanRequest<'_>) -> Result<(), PlannerError> {
+    let names: Vec<&str> = request.profile.devices.iter().map(|d| d.name.as_str()).collect();
+    let allowed: Vec<&str> = names.iter().copied().filter(|name| request.allows(name)).collect();
+    for name in request.devices.iter().flatten() {
+        if !names.contains(&name.as_str()) {
+            return Err(PlanError::unknown_device(name, &names).into());
+        }
+    }
+    if allowed.is_empty() {
+        return Err(PlaceError::NoDevice.into());
+    }
+    for pin in request.pins {
+        if !allowed.contains(&pin.device.as_str()) {
+            return Err(PlanError::unknown_device(&pin.device, &allowed).into());
+        }
+        check_pin(pin, request.graph)?;
+    }
+    let domains: Vec<&str> = request.profile.domains.iter().map(|d| d.name.as_str()).collect();
+    for got in request.memory_limits.keys() {
+        if !domains.contains(&got.as_str()) {
+            return Err(PlannerError::Domain {
+                got: got.clone(),
+                known: domains.join(", "),
+                near: nearest(got, domains.iter().copied()).map(str::to_owned),
+            });
+        }
+    }
+    for phase in [Phase::Prefill, Phase::Decode] {
+        if !request.buckets.iter().any(|bucket| bucket.phase == phase) {
+            return Err(PlannerError::NoBucket { phase: phase.name() });
+        }
+    }
+    Ok(())
+}
+
+/// The plan of a solution.
+fn describe(
+    request: &PlanRequest<'_>,
+    judge: &Judge<'_, '_>,
+    solution: &Solution,
+    devices: &[Vec<usize>],
+    alternatives: Vec<crate::plan::Alternative>,
+    simpler: Option<String>,
+) -> Plan {
+    let tables = judge.tables;
+    let profile = request.profile;
+    let residences: Vec<Residence<'_>> = tables
+        .devices
+        .iter()
+        .zip(&judge.instance.devices)
+        .map(|(device, node)| Residence {
+            device: &device.name,
+            domain: Profile::domain_id(node.domain),
+            reads: node.addresses.iter().map(|&domain| Profile::domain_id(domain)).collect(),
+            copy: device.weight_copy.as_ref().map(|copy| copy.bytes_per_weight.get()),
+        })
+        .collect();
+    let buckets: Vec<BucketPlan> = request
+        .buckets
+        .iter()
+        .enumerate()
+        .map(|(mode, &bucket)| {
+            let devices = &devices[mode];
+            let units = judge.instance.units.iter().zip(devices).map(|(unit, &device)| {
+                let device = judge.instance.devices[device].name.clone();
+                UnitPlacement { unit: unit.clone(), device }
+            });
+            let step = judge.step(mode, devices).expect("the solution keeps the rules");
+            let mut plan = BucketPlan {
+                bucket,
+                units: units.collect(),
+                transfers: Vec::new(),
+                predicted_seconds: Some(step.seconds),
+                predicted_joules: Some(step.joules),
+                segments: Vec::new(),
+            };
+            plan.transfers = transfers(request.graph, &residences, &plan);
+            plan.segments = segments(judge, mode, &plan);
+            plan
+        })
+        .collect();
+    let homes = solution.assignment.homes.iter().enumerate();
+    let kv: Vec<[DomainId; 2]> = homes
+        .filter_map(|(unit, &home)| judge.instance.homes[unit][home].kv)
+        .map(|kv| kv.map(Profile::domain_id))
+        .collect();
+    let [first, later] = [0, 1].map(|phase| kv.iter().map(|kv| kv[phase]).collect::<Vec<_>>());
+    let per_element = request.context * request.kv_element_bytes;
+    let pins = request.pins.iter().map(|pin| {
+        let held = |bucket: &BucketPlan| {
+            let units = bucket.units.iter().enumerate();
+            units
+                .filter(|(unit, at)| {
+                    at.device == pin.device
+                        && pin.holds(request.graph, UnitId(*unit), bucket.bucket.phase)
+                })
+                .count()
+        };
+        PinReport { pin: pin.clone(), placed: buckets.iter().map(held).sum() }
+    });
+    let totals = judge.totals(&solution.assignment).expect("the solution keeps the rules");
+    let phases = [first.clone(), later.clone()];
+    let memory = memory(request.graph, &residences, &buckets, &phases, per_element);
+    Plan {
+        version: PLAN_VERSION,
+        model: request.model.clone(),
+        profile: Some(profile.name.clone()),
+        policy: request.policy.clone(),
+        context: request.context,
+        reasons: judge.reasons(request, solution, &alternatives, simpler),
+        prediction: Some(Prediction {
+            prompt_tokens: request.workload.prompt,
+            generated_tokens: request.workload.generate,
+            totals,
+            score: solution.cost,
+            lower_bound: solution.lower_bound,
+            gap: solution.gap(),
+            alternatives,
+        }),
+        pins: pins.collect(),
+        kv_decode: (first != later).then_some(later),
+        kv: first,
+        memory,
+        buckets,
+    }
+}
+
+fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<SegmentPrediction> {
+    let segments = plan.segments().into_iter().map(|segment| {
+        let device = judge.instance.devices.iter().position(|d| d.name == segment.device);
+        let device = device.expect("named by the plan");
+        let costs = segment.units.iter().map(|unit| {
+            let cost = judge.tables.run[mode][unit.0][device].as_ref();
+            *cost.expect("the solution keeps the rules")
+        });
+        let cost: crate::cost::Cost = costs.sum();
+        let name = |unit: Option<&UnitId>| plan.units[unit.expect("not empty").0].unit.clone();
+        SegmentPrediction {
+            first: name(segment.units.first()),
+            last: name(segment.units.last()),
+            device: segment.device,
+            seconds: cost.seconds,
+            joules: cost.joules,
+        }
+    });
+    segments.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! Plans for a machine by its profile: what `trefoil plan --profile` adds.
+
+use std::path::Path;
+
+use trefoil_engine::model::{Lowered, ModelOptions};
+use trefoil_engine::quantize::{Target, without_weights};
+use trefoil_graph::ModelFile;
+use trefoil_graph::shape::{ModelShape, SHAPES};
+use trefoil_scheduler::cost::Corrections;
+use trefoil_scheduler::planner::{
+    Goal, PlanRequest, Planned, PlannerError, Workload, plan as make,
+};
+use trefoil_scheduler::profile::{Profile, shipped};
+use trefoil_scheduler::{BucketPlan, Prediction, Totals, nearest};
+
+use super::common;
+use crate::cli::{GoalForm, PlanArgs};
+use crate::exit::{Failure, Status};
+
+/// A known model without weights.
+pub(crate) fn shape(name: &str, quant: Target) -> Result<ModelFile, Failure> {
+    let Some(shape) = ModelShape::find(name) else {
+        let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+        let near = nearest(name, names.iter().copied());
+        let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+        let known = names.join(", ");
+        let message = format!("shape {name:?} is not known; known are: {known}{hint}");
+        return Err(Failure::new(Status::Usage, message));
+    };
+    Ok(without_weights(shape, quant)?)
+}
+
+/// A profile by its name or file.
+pub(crate) fn profile(name: &str) -> Result<Profile, Failure> {
+    let path = Path::new(name);
+    let profile = if path.extension().is_some_and(|extension| extension == "toml") {
+        Profile::parse(name, &common::read_text(path, Status::Usage)?)
+    } else {
+        shipped(name)
+    };
+    profile.map_err(|error| Failure::new(Status::Usage, error))
+}
+
+/// Plans a model on a machine.
+pub(crate) fn plan(
+    lowered: &Lowered,
+    profile: &Profile,
+    args: &PlanArgs,
+    options: &ModelOptions,
+) -> Result<Planned, Failure> {
+    let (buckets, corrections) = (lowered.buckets(options), Corrections::default());
+    let model = lowered.model_ref();
+    let mut request = PlanRequest::new(model, &lowered.graph, profile, &corrections, &buckets);
+    request.goal = match args.objective {
+        GoalForm::Latency => Goal::Latency,
+        GoalForm::Throughput => Goal::Throughput,
+        GoalForm::Energy => Goal::Energy,
+        GoalForm::Balanced => Goal::Balanced,
+    };
+    request.policy = request.goal.name().to_owned();
+    request.workload = Workload { prompt: args.prompt as u64, generate: args.generate as u64 };
+    request.context = lowered.context(options);
+    request.kv_element_bytes = options.kv_type.bytes();
+    request.devices = options.device.clone().map(|device| vec![device]);
+    request.pins = &options.pins;
+    make(&request).map_err(|error| {
+        let status = match error {
+            PlannerError::Partition(_) => Status::Device,
+            _ => Status::Usage,
+        };
+        Failure::new(status, error)
+    })
+}
+
+/// Layers next to each other that are placed alike; or units outside of layers.
+struct Group {
+    first: String,
+    last: String,
+    /// Kind of each unit, and its device.
+    units: Vec<(String, String)>,
+}
+
+impl Group {
+    fn describe(&self) -> String {
+        let Self { first, last, units } = self;
+        let range = if first == last { first.clone() } else { format!("{first} .. {last}") };
+        let device = &units[0].1;
+        if units.iter().all(|(_, other)| other == device) {
+            return format!("  {device:<6} {range}");
+        }
+        let parts: Vec<String> =
+            units.iter().map(|(kind, device)| format!("{kind} {device}")).collect();
+        format!("  split  {range}: {}", parts.join(", "))
+    }
+}
+
+/// One line per group of layers that are placed alike, and per unit outside of layers.
+pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
+    let mut layers: Vec<Group> = Vec::new();
+    for placement in &bucket.units {
+        let (layer, kind) = placement.unit.rsplit_once('.').unwrap_or((&placement.unit, ""));
+        let unit = (kind.to_owned(), placement.device.clone());
+        match layers.last_mut() {
+            Some(group) if group.first == layer => group.units.push(unit),
+            _ => layers.push(Group {
+                first: layer.to_owned(),
+                last: layer.to_owned(),
+                units: vec![unit],
+            }),
+        }
+    }
+    let mut merged: Vec<Group> = Vec::new();
+    for group in layers {
+        match merged.last_mut() {
+            Some(before) if before.units == group.units => before.last = group.last,
+            _ => merged.push(group),
+        }
+    }
+    merged.iter().map(Group::describe).collect()
+}
+
+/// What the plan does, and what was rejected.
+pub(crate) fn prediction(prediction: &Prediction) -> Vec<String> {
+    let show = |totals: &Totals| {
+        format!(
+            "{:>8.0} ms to the first token, {:>7.1} tokens/s, {:>6.2} J/token, {:>7.1} J prompt",
+            totals.first_token_seconds * 1e3,
+            1.0 / totals.token_seconds,
+            totals.token_joules,
+            totals.prompt_joules
+        )
+    };
+    let mut lines = vec![
+        format!(
+            "\npredicted for a prompt of {} tokens and {} generated",
+            prediction.prompt_tokens, prediction.generated_tokens
+        ),
+        format!("  {}", show(&prediction.totals)),
+        format!(
+            "  score {:.4}, lower bound {:.4}, gap {:.2} %",
+            prediction.score,
+            prediction.lower_bound,
+            prediction.gap * 100.0
+        ),
+        "alternatives".to_owned(),
+    ];
+    let most = prediction.alternatives.iter().map(|other| other.name.len()).max().unwrap_or(0);
+    for other in &prediction.alternatives {
+        let figures = other.totals.as_ref().map(show).unwrap_or_default();
+        lines.push(format!("  {:<most$}  {figures}  {}", other.name, other.why));
+    }
+    lines
+}
