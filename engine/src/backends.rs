@@ -59,6 +59,8 @@ pub struct BackendOptions {
     pub validate: bool,
     /// Folder for what is made once and kept: compiled kernels.
     pub cache: Option<PathBuf>,
+    /// Treat GPUs that share the host's memory as cards with memory of their own (for tests of copies).
+    pub own_memory: bool,
     /// Largest piece of a weight in one GPU buffer (for tests of splitting).
     pub max_part: Option<u64>,
     /// Once true, GPUs end every submission as lost ones do (for tests of what follows).
@@ -102,7 +104,7 @@ impl Backends {
                         let reason = trefoil_devices_vulkan::InstanceError::NoDriver.to_string();
                         refused.push(Refused { name: "vulkan".to_owned(), reason });
                     }
-                    for (name, adapter) in gpu_names(instance.adapters()) {
+                    for (name, mut adapter) in gpu_names(instance.adapters()) {
                         let software = adapter.kind == AdapterKind::Software;
                         let named = options.named.contains(&name);
                         if !named && (software || options.gpus == Gpus::Named) {
@@ -120,6 +122,9 @@ impl Backends {
                         let arithmetic =
                             if options.exact { Arithmetic::Gpu } else { Arithmetic::GpuHalves };
                         let number = devices.len() as u16;
+                        if options.own_memory {
+                            adapter.host_import = None;
+                        }
                         let own = VulkanOptions {
                             name: name.clone(),
                             domain: DomainId(number),

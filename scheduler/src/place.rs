@@ -57,6 +57,15 @@ pub enum PlaceError {
         /// The most similar name.
         near: Option<String>,
     },
+    /// Attention of a layer on devices that share no memory.
+    #[error(
+        "{unit}: prefill and decode are on devices that share no memory, and its KV pages are not \
+         moved between them; pin {unit} to one device for both"
+    )]
+    KvApart {
+        /// The unit.
+        unit: String,
+    },
     /// No device at all.
     #[error("no device to run on; `trefoil devices` says what is here and why not")]
     NoDevice,
@@ -120,7 +129,7 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
     }
     let pins = request.pins.iter().zip(placed);
     let per_element = request.context * request.kv_element_bytes;
-    let kv = vec![vec![main.domain; request.graph.kv().len()]];
+    let kv = vec![kv_domains(request, main, &buckets)?];
     let memory = memory(request.graph, &residences, &buckets, &kv, per_element);
     Ok(Plan {
         version: PLAN_VERSION,
@@ -136,6 +145,32 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
         prediction: None,
         buckets,
     })
+}
+
+/// Domain of each layer's KV pages: where the device of its attention has its data, in every bucket.
+fn kv_domains(
+    request: &Request<'_>,
+    main: &DeviceFacts,
+    buckets: &[BucketPlan],
+) -> Result<Vec<DomainId>, PlaceError> {
+    let domain_of = |name: &str| {
+        let found = request.devices.iter().find(|device| device.name == name);
+        found.map_or(main.domain, |device| device.domain)
+    };
+    let mut domains = vec![None; request.graph.kv().len()];
+    for bucket in buckets {
+        for (index, placed) in bucket.units.iter().enumerate() {
+            let Some(layer) = request.graph.unit_kv_layer(UnitId(index)) else { continue };
+            let domain = domain_of(&placed.device);
+            match domains[layer].replace(domain) {
+                Some(before) if before != domain => {
+                    return Err(PlaceError::KvApart { unit: placed.unit.clone() });
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(domains.into_iter().map(|domain| domain.unwrap_or(main.domain)).collect())
 }
 
 pub(crate) fn check_pin(pin: &Pin, graph: &LayerGraph) -> Result<(), PlaceError> {

@@ -1,10 +1,10 @@
 //! One model over two devices: any placement gives the same text.
 
 use trefoil_devices_api::{DomainId, Phase};
-use trefoil_engine::backends::Backends;
+use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::model::{Lowered, ModelOptions};
 use trefoil_scheduler::Pin;
-use trefoil_tests::devices::{GPU, with_gpu};
+use trefoil_tests::devices::{GPU, gpu_options, with_gpu};
 use trefoil_tests::mutation::SplitMix64;
 use trefoil_tests::running::{
     demo, exact_options, greedy, lowered, model_file, random_tokens, runner,
@@ -99,4 +99,43 @@ fn the_demo_model_answers_on_the_gpu_as_on_the_cpu() {
         assert_eq!(greedy(&mut cpu, &prompt, 60), want, "cpu0: {}", reply["prompt"]);
         assert_eq!(greedy(&mut gpu, &prompt, 60), want, "{GPU}: {}", reply["prompt"]);
     }
+}
+
+/// The same GPU as a card: weights are uploaded, tensors copied, KV pages where attention runs.
+#[test]
+fn a_card_with_memory_of_its_own_gives_the_same_greedy_tokens() {
+    if with_gpu(true).is_none() {
+        return;
+    }
+    let backends = Backends::detect(BackendOptions { own_memory: true, ..gpu_options(true) });
+    let gpu = backends.devices.iter().find(|device| device.info().name == GPU).expect("is here");
+    let own = gpu.domains()[0].id;
+    assert_ne!(own, DomainId::HOST, "memory of its own");
+    let lowered = lowered(&model_file("qwen3moe"));
+    let want = tokens_of(&backends, &lowered, &exact_options("cpu0"));
+    let pins: [&[&str]; 6] = [
+        &["*=gpu0"],
+        &["blk.0.*=gpu0"],
+        &["blk.*.attn=gpu0", "head=gpu0"],
+        &["blk.*.moe=gpu0"],
+        &["embed=gpu0", "blk.1.attn_in=gpu0", "blk.1.attn_out=gpu0"],
+        &["prefill:blk.1.moe=gpu0", "decode:head=gpu0", "blk.0.attn=gpu0"],
+    ];
+    for pins in pins {
+        let pins = pins.iter().map(|pin| pin.parse().expect("a pin")).collect();
+        let options = ModelOptions { pins, ..exact_options("cpu0") };
+        assert_eq!(tokens_of(&backends, &lowered, &options), want, "{:?}", options.pins);
+        assert_eq!(backends.memory.used(own).0, scratch_of(&backends, own), "all is given back");
+    }
+    // Prefill and decode of a layer's attention in memories that are not one.
+    let pins = vec!["decode:blk.0.attn=gpu0".parse().expect("a pin")];
+    let options = ModelOptions { pins, ..exact_options("cpu0") };
+    let error = lowered.plan(&backends, &options).expect_err("pages are not moved").to_string();
+    assert!(error.contains("blk.0.attn") && error.contains("pin"), "{error}");
+}
+
+/// What stays held while the device lives: its scratch.
+fn scratch_of(backends: &Backends, domain: DomainId) -> u64 {
+    let holders = backends.memory.holders(domain);
+    holders.iter().filter(|(name, _)| name == "scratch").map(|(_, bytes)| bytes.0).sum()
 }

@@ -98,7 +98,10 @@ impl Allocation {
             Kind::Download => (seen, Flag::HOST_CACHED),
         };
         let size = (len + PADDING).next_multiple_of(16);
-        Self::make(context, len, size, None, reservation, |context, allowed| {
+        // The host does not touch the device's own memory, not even where it could: reading it over
+        // the bus is slow.
+        let map = kind != Kind::Local;
+        Self::make(context, len, size, None, map, reservation, |context, allowed| {
             memory_type(context, allowed, need, want)
         })
     }
@@ -129,7 +132,7 @@ impl Allocation {
         .result()
         .ok()?;
         let types = properties.memory_type_bits;
-        Self::make(context, len, len, Some(pointer), None, |context, allowed| {
+        Self::make(context, len, len, Some(pointer), false, None, |context, allowed| {
             let none = vk::MemoryPropertyFlags::empty();
             memory_type(context, allowed & types, none, vk::MemoryPropertyFlags::DEVICE_LOCAL)
         })
@@ -141,6 +144,7 @@ impl Allocation {
         len: u64,
         size: u64,
         import: Option<*const u8>,
+        map: bool,
         reservation: Option<Reservation>,
         choose: impl FnOnce(&Context, u32) -> Option<u32>,
     ) -> Result<Self, DeviceError> {
@@ -200,12 +204,9 @@ impl Allocation {
         let address = vk::BufferDeviceAddressInfo::default().buffer(buffer);
         // SAFETY: the buffer was made for addresses and is bound.
         made.address = unsafe { context.raw.get_buffer_device_address(&address) };
-        let visible = context.memory.memory_types[chosen as usize]
-            .property_flags
-            .contains(vk::MemoryPropertyFlags::HOST_VISIBLE);
-        if visible && import.is_none() {
+        if map {
             let none = vk::MemoryMapFlags::empty();
-            // SAFETY: the memory is visible to the host and not mapped yet.
+            // SAFETY: the memory was chosen to be visible to the host, and is not mapped yet.
             let pointer = unsafe { context.raw.map_memory(made.memory, 0, vk::WHOLE_SIZE, none) };
             made.mapped = pointer.map_err(|result| context.error("vkMapMemory", result))?.cast();
         }
