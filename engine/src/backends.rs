@@ -20,6 +20,8 @@ pub struct Backends {
     pub refused: Vec<Refused>,
     /// Budgets.
     pub memory: MemoryManager,
+    /// What Vulkan's drivers show, by name, whether it may be used or not.
+    pub adapters: Vec<(String, Adapter)>,
     vulkan: Option<Arc<trefoil_devices_vulkan::Instance>>,
 }
 
@@ -97,6 +99,7 @@ impl Backends {
             Err(reason) => refused.push(Refused { name: "cpu0".to_owned(), reason }),
         }
         let mut vulkan = None;
+        let mut adapters = Vec::new();
         if options.gpus == Gpus::All || options.named.iter().any(|name| name.starts_with("gpu")) {
             match trefoil_devices_vulkan::Instance::open(options.validate) {
                 Ok(instance) => {
@@ -105,6 +108,7 @@ impl Backends {
                         refused.push(Refused { name: "vulkan".to_owned(), reason });
                     }
                     for (name, mut adapter) in gpu_names(instance.adapters()) {
+                        adapters.push((name.clone(), adapter.clone()));
                         let software = adapter.kind == AdapterKind::Software;
                         let named = options.named.contains(&name);
                         if !named && (software || options.gpus == Gpus::Named) {
@@ -154,7 +158,7 @@ impl Backends {
             }
         }
         devices.push(judge);
-        Self { devices, refused, memory, vulkan }
+        Self { devices, refused, memory, adapters, vulkan }
     }
 
     /// Why the device called `name` cannot be used, where that is known.

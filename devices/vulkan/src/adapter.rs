@@ -38,9 +38,11 @@ pub struct Matrices {
 }
 
 /// One physical device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Adapter {
+    #[serde(skip)]
     pub(crate) instance: Arc<Instance>,
+    #[serde(skip)]
     pub(crate) physical: vk::PhysicalDevice,
     /// What its maker calls it.
     pub name: String,
@@ -72,16 +74,45 @@ pub struct Adapter {
     pub max_buffer: u64,
     /// Features that kernels need and that are missing here.
     pub missing: Vec<&'static str>,
+    #[serde(skip)]
     pub(crate) max_groups: [u32; 3],
+    #[serde(skip)]
     pub(crate) statistics: bool,
+    #[serde(skip)]
     pub(crate) timestamp_nanos: f32,
+    #[serde(skip)]
     pub(crate) dot_product: bool,
+    #[serde(skip)]
     pub(crate) required_subgroup: bool,
+    #[serde(skip)]
     pub(crate) float16: bool,
+    #[serde(skip)]
     pub(crate) memory_model: bool,
 }
 
 impl Adapter {
+    /// What matters of it, in a line.
+    pub fn summary(&self) -> String {
+        let kind = format!("{:?}", self.kind).to_lowercase();
+        let mut parts = vec![kind, self.memory.to_string()];
+        if self.shares_memory() {
+            parts.push("shared with the host".to_owned());
+        }
+        parts.push(format!("subgroups of {}", self.subgroup.0));
+        if let Some(Matrices { m, n, k }) = self.matrices.first() {
+            parts.push(format!("matrices of {m}x{n}x{k}"));
+        }
+        if self.integer_dot {
+            parts.push("integer dot products".to_owned());
+        }
+        parts.push(format!("Vulkan {}, {}", self.api, self.driver));
+        parts.extend(self.pci.as_ref().map(|pci| format!("PCI {pci}")));
+        if !self.missing.is_empty() {
+            parts.push(format!("lacks {}", self.missing.join(", ")));
+        }
+        parts.join(", ")
+    }
+
     /// Does it share the host's memory, such that tensors and weights need no copy?
     pub fn shares_memory(&self) -> bool {
         let shared = matches!(self.kind, AdapterKind::Integrated | AdapterKind::Software);

@@ -35,6 +35,9 @@ pub(crate) fn run(args: &DevicesArgs) -> Outcome {
         let document = json!({
             "devices": devices,
             "refused": backends.refused,
+            "vulkan": backends.adapters.iter().map(|(name, adapter)| json!({
+                "name": name, "adapter": adapter,
+            })).collect::<Vec<_>>(),
             "ram": {"total": memory.total.map(|b| b.0), "available": memory.available.map(|b| b.0)},
         });
         writeln!(stdout(), "{}", serde_json::to_string_pretty(&document)?)?;
@@ -47,6 +50,9 @@ pub(crate) fn run(args: &DevicesArgs) -> Outcome {
     }
     for refused in &backends.refused {
         writeln!(stdout(), "{:<6} not used: {}", refused.name, refused.reason)?;
+    }
+    for (name, adapter) in &backends.adapters {
+        writeln!(stdout(), "{name:<6} {}: {}", adapter.name, adapter.summary())?;
     }
     if let (Some(total), Some(available)) = (memory.total, memory.available) {
         writeln!(stdout(), "{:<6} {total}, {available} available", "ram")?;
