@@ -1,6 +1,7 @@
 //! `trefoil bench`: what it measures, made-up models, turns with another program.
 
 use serde_json::Value;
+use trefoil_graph::shape::ModelShape;
 
 use crate::support::program::{trefoil, trefoil_with};
 
@@ -90,9 +91,15 @@ fn what_cannot_be_measured_is_said() {
     fails(&["demo", "--shape", "qwen3-8b", "--quant", "Q4_K_M"], 2, "cannot be used with");
     fails(&["--shape", "qwen3-8b"], 2, "--quant");
     fails(&["--shape", "qwen9", "--quant", "Q4_0"], 2, "qwen3-30b-a3b");
+    fails(&["--shape", "qwen3-8", "--quant", "Q4_0"], 2, "did you mean qwen3-8b?");
     fails(&["--shape", "qwen3-8b", "--quant", "Q9"], 2, "IQ4_XS");
     fails(&["no-such.gguf"], 3, "no-such.gguf");
     let shape = ["--shape", "qwen3-0.6b", "--quant", "Q4_0", "--make"];
     fails(&[&shape[..], &["--tokenizer", "no-such.gguf"]].concat(), 3, "no-such.gguf");
     fails(&[&shape[..], &["--cache", "/dev/null/cache"]].concat(), 1, "/dev/null/cache");
+    // Every shape that can be planned can be made, whatever the case of its name.
+    for name in ModelShape::names().map(str::to_uppercase) {
+        let shape = ["--shape", &name, "--quant", "Q4_0", "--make", "--cache", "/dev/null/cache"];
+        fails(&shape, 1, "/dev/null/cache");
+    }
 }
