@@ -1,15 +1,37 @@
-//! Models without weights: hyper-parameters of well-known models, made into a model file whose
-//! tensors lie in address space that holds nothing. Enough to lower, to count and to plan.
+//! Shapes of models: hyper-parameters of well-known ones, what tensors and metadata follow from
+//! them, and model files without weights, whose tensors lie in address space that holds nothing:
+//! enough to lower, to count and to plan.
 
+mod table;
+
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use crate::metadata::{Metadata, Value};
+use crate::metadata::Metadata;
 use crate::model_file::{ModelFile, Origin, Tensor};
 use crate::{BlockType, ExpertHyper, Storage};
 
-/// Sizes of a decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub use table::{SHAPES, UnknownShape};
+
+/// Name of the tensor that holds the divisors of scaled rope frequencies.
+pub const ROPE_DIVISORS: &str = "rope_freqs.weight";
+
+/// Llama 3's scaling of rope frequencies.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct RopeScaling {
+    /// By how much long waves are slowed.
+    pub factor: f64,
+    /// Waves that turn fewer times than this in the original context are slowed in full.
+    pub low: f64,
+    /// Waves that turn more often than this are kept.
+    pub high: f64,
+    /// Positions before the scaling.
+    pub original_context: f64,
+}
+
+/// All sizes of a decoder, and the few numbers beside them that a model file states.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct ModelShape {
     /// Name as users write it: `qwen3-8b`.
     pub name: &'static str,
@@ -25,7 +47,7 @@ pub struct ModelShape {
     pub kv_heads: usize,
     /// Elements per head.
     pub head_dim: usize,
-    /// Width of the feed-forward hidden layer.
+    /// Width of the feed-forward hidden layer; of a mixture, the width that its dense sister has.
     pub ffn: usize,
     /// Rows of the token table.
     pub vocabulary: usize,
@@ -35,47 +57,41 @@ pub struct ModelShape {
     pub context: usize,
     /// Mixture of experts, if it is one.
     pub experts: Option<ExpertHyper>,
+    /// Base of the rope frequencies.
+    pub rope_base: f32,
+    /// Scaling of the rope frequencies, if they are scaled.
+    pub rope_scaling: Option<RopeScaling>,
+    /// What RMS norms add to the mean square.
+    pub norm_eps: f32,
 }
 
-macro_rules! shapes {
-    ($($name:literal $arch:literal $layers:literal $embedding:literal $heads:literal $kv:literal
-       $dim:literal $ffn:literal $vocabulary:literal $tied:literal $context:literal $experts:expr;)*) => {
-        /// Shapes that are known by name.
-        pub const SHAPES: &[ModelShape] = &[$(ModelShape {
-            name: $name, architecture: $arch, layers: $layers, embedding: $embedding,
-            heads: $heads, kv_heads: $kv, head_dim: $dim, ffn: $ffn, vocabulary: $vocabulary,
-            tied: $tied, context: $context, experts: $experts,
-        },)*];
-    };
-}
-
-const A3B: Option<ExpertHyper> = Some(ExpertHyper { count: 128, used: 8, ffn: 768 });
-
-shapes! {
-    // name          architecture layers width heads kv dim  ffn  vocabulary tied  context experts
-    "llama-2-7b"     "llama"       32  4096  32   32  128  11008   32000  false    4096  None;
-    "llama-3.1-8b"   "llama"       32  4096  32    8  128  14336  128256  false  131072  None;
-    "llama-3.2-1b"   "llama"       16  2048  32    8   64   8192  128256  true   131072  None;
-    "llama-3.2-3b"   "llama"       28  3072  24    8  128   8192  128256  true   131072  None;
-    "qwen2-1.5b"     "qwen2"       28  1536  12    2  128   8960  151936  true    32768  None;
-    "qwen2-7b"       "qwen2"       28  3584  28    4  128  18944  152064  false   32768  None;
-    "qwen2.5-14b"    "qwen2"       48  5120  40    8  128  13824  152064  false   32768  None;
-    "qwen2.5-32b"    "qwen2"       64  5120  40    8  128  27648  152064  false   32768  None;
-    "qwen3-0.6b"     "qwen3"       28  1024  16    8  128   3072  151936  true    40960  None;
-    "qwen3-1.7b"     "qwen3"       28  2048  16    8  128   6144  151936  true    40960  None;
-    "qwen3-4b"       "qwen3"       36  2560  32    8  128   9728  151936  true    40960  None;
-    "qwen3-8b"       "qwen3"       36  4096  32    8  128  12288  151936  false   40960  None;
-    "qwen3-14b"      "qwen3"       40  5120  40    8  128  17408  151936  false   40960  None;
-    "qwen3-30b-a3b"  "qwen3moe"    48  2048  32    4  128   6144  151936  false   40960  A3B;
+impl fmt::Display for ModelShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
 }
 
 impl ModelShape {
-    /// The shape of this name.
-    pub fn find(name: &str) -> Option<&'static Self> {
-        SHAPES.iter().find(|shape| shape.name == name)
+    /// Divisors of the `head_dim / 2` rope frequencies ([`ROPE_DIVISORS`]), if they are scaled.
+    pub fn rope_divisors(&self) -> Option<Vec<f32>> {
+        let scaling = self.rope_scaling?;
+        let divisor = |pair: usize| {
+            let exponent = 2.0 * pair as f64 / self.head_dim as f64;
+            let frequency = f64::from(self.rope_base).powf(-exponent);
+            let turns = scaling.original_context * frequency / std::f64::consts::TAU;
+            let kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0.0, 1.0);
+            (1.0 / ((1.0 - kept) / scaling.factor + kept)) as f32
+        };
+        Some((0..self.head_dim / 2).map(divisor).collect())
     }
 
-    /// Names, rows and columns of all tensors, in file order.
+    /// Numbers that training sets: elements of all tensors but the rope's divisors.
+    pub fn parameters(&self) -> u64 {
+        let trained = self.tensors().into_iter().filter(|(name, _)| name != ROPE_DIVISORS);
+        trained.map(|(_, shape)| shape.iter().product::<u64>()).sum()
+    }
+
+    /// Names and shapes (outermost first) of all tensors, in the order of a written file.
     pub fn tensors(&self) -> Vec<(String, Vec<u64>)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut all = Vec::new();
@@ -83,75 +99,79 @@ impl ModelShape {
             all.push((name, shape.iter().map(|&size| size as u64).collect()));
         };
         push("token_embd.weight".to_owned(), &[self.vocabulary, self.embedding]);
-        for layer in 0..self.layers {
-            let name = |role: &str| format!("blk.{layer}.{role}");
-            push(name("attn_norm.weight"), &[self.embedding]);
-            for (role, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
-                push(name(&format!("{role}.weight")), &[rows, self.embedding]);
-                if self.architecture == "qwen2" {
-                    push(name(&format!("{role}.bias")), &[rows]);
-                }
-            }
-            if self.architecture.starts_with("qwen3") {
-                push(name("attn_q_norm.weight"), &[self.head_dim]);
-                push(name("attn_k_norm.weight"), &[self.head_dim]);
-            }
-            push(name("attn_output.weight"), &[self.embedding, q]);
-            push(name("ffn_norm.weight"), &[self.embedding]);
-            let (stack, ffn) = match self.experts {
-                Some(experts) => {
-                    push(name("ffn_gate_inp.weight"), &[experts.count, self.embedding]);
-                    (Some(experts.count), experts.ffn)
-                }
-                None => (None, self.ffn),
-            };
-            for (role, rows, columns) in [
-                ("ffn_gate", ffn, self.embedding),
-                ("ffn_up", ffn, self.embedding),
-                ("ffn_down", self.embedding, ffn),
-            ] {
-                match stack {
-                    Some(count) => {
-                        push(name(&format!("{role}_exps.weight")), &[count, rows, columns]);
-                    }
-                    None => push(name(&format!("{role}.weight")), &[rows, columns]),
-                }
-            }
-        }
-        push("output_norm.weight".to_owned(), &[self.embedding]);
         if !self.tied {
             push("output.weight".to_owned(), &[self.vocabulary, self.embedding]);
+        }
+        push("output_norm.weight".to_owned(), &[self.embedding]);
+        if self.rope_scaling.is_some() {
+            push(ROPE_DIVISORS.to_owned(), &[self.head_dim / 2]);
+        }
+        for layer in 0..self.layers {
+            let mut push = |role: &str, shape: &[usize]| push(format!("blk.{layer}.{role}"), shape);
+            push("attn_norm.weight", &[self.embedding]);
+            for (role, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
+                push(&format!("{role}.weight"), &[rows, self.embedding]);
+                if self.architecture == "qwen2" {
+                    push(&format!("{role}.bias"), &[rows]);
+                }
+            }
+            push("attn_output.weight", &[self.embedding, q]);
+            if self.architecture.starts_with("qwen3") {
+                push("attn_q_norm.weight", &[self.head_dim]);
+                push("attn_k_norm.weight", &[self.head_dim]);
+            }
+            push("ffn_norm.weight", &[self.embedding]);
+            match self.experts {
+                None => {
+                    push("ffn_gate.weight", &[self.ffn, self.embedding]);
+                    push("ffn_up.weight", &[self.ffn, self.embedding]);
+                    push("ffn_down.weight", &[self.embedding, self.ffn]);
+                }
+                Some(ExpertHyper { count, ffn, .. }) => {
+                    push("ffn_gate_inp.weight", &[count, self.embedding]);
+                    push("ffn_gate_exps.weight", &[count, ffn, self.embedding]);
+                    push("ffn_up_exps.weight", &[count, ffn, self.embedding]);
+                    push("ffn_down_exps.weight", &[count, self.embedding, ffn]);
+                }
+            }
         }
         all
     }
 
-    fn metadata(&self) -> Metadata {
+    /// Metadata of a file of this shape, without a tokenizer. That rope frequencies are scaled is
+    /// said by the tensor [`ROPE_DIVISORS`] alone, as in published files.
+    pub fn metadata(&self) -> Metadata {
         let mut metadata = Metadata::new();
-        let arch = self.architecture;
-        metadata.set("general.architecture", Value::String(arch.to_owned()));
-        metadata.set("general.name", Value::String(self.name.to_owned()));
-        let mut size = |key: &str, value: usize| {
-            metadata.set(&format!("{arch}.{key}"), Value::U32(value as u32));
-        };
-        size("block_count", self.layers);
-        size("context_length", self.context);
-        size("embedding_length", self.embedding);
-        size("feed_forward_length", self.ffn);
-        size("attention.head_count", self.heads);
-        size("attention.head_count_kv", self.kv_heads);
-        size("attention.key_length", self.head_dim);
-        size("attention.value_length", self.head_dim);
-        size("vocab_size", self.vocabulary);
+        metadata.set("general.architecture", self.architecture);
+        metadata.set("general.name", self.name);
+        let key = |name: &str| format!("{}.{name}", self.architecture);
+        for (name, size) in [
+            ("block_count", self.layers),
+            ("context_length", self.context),
+            ("embedding_length", self.embedding),
+            ("feed_forward_length", self.ffn),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("rope.dimension_count", self.head_dim),
+            ("vocab_size", self.vocabulary),
+        ] {
+            metadata.set(&key(name), size as u32);
+        }
+        metadata.set(&key("rope.freq_base"), self.rope_base);
+        metadata.set(&key("attention.layer_norm_rms_epsilon"), self.norm_eps);
         if let Some(experts) = self.experts {
-            size("expert_count", experts.count);
-            size("expert_used_count", experts.used);
-            size("expert_feed_forward_length", experts.ffn);
+            metadata.set(&key("expert_count"), experts.count as u32);
+            metadata.set(&key("expert_used_count"), experts.used as u32);
+            metadata.set(&key("expert_feed_forward_length"), experts.ffn as u32);
         }
         metadata
     }
 
     /// A model file of this shape whose tensors have the formats that `format` says and hold
-    /// nothing: they read as zeroes, and memory that is never touched is never taken. A format
+    /// nothing: they read as zeroes, and memory that is never touched is never taken. Only the
+    /// rope's divisors are there, in F32, because a model is not lowered without them. A format
     /// whose blocks do not fill a row is an error.
     pub fn without_weights(
         &self,
@@ -161,21 +181,30 @@ impl ModelShape {
             let text = format!("{}: {name}: rows are no whole blocks of {block}", self.name);
             io::Error::new(io::ErrorKind::InvalidInput, text)
         };
+        let divisors = self.rope_divisors().unwrap_or_default();
+        let divisors = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
+        let divisors = Arc::new(Storage::Owned(divisors));
         let mut places = Vec::new();
         let mut end = 0u64;
         for (name, shape) in self.tensors() {
+            if name == ROPE_DIVISORS {
+                places.push((Arc::<str>::from(name), shape, BlockType::F32, None));
+                continue;
+            }
             let block = format(&name, &shape);
             let columns = shape.last().copied().unwrap_or(1);
             let rows: u64 = shape.iter().rev().skip(1).product();
             let row = block.row_bytes(columns).ok_or_else(|| wrong(&name, block))?;
-            places.push((Arc::<str>::from(name), shape, block, end));
+            places.push((name.into(), shape, block, Some(end)));
             end += (rows * row).next_multiple_of(64);
         }
-        let storage = Storage::reserve(end as usize)?;
-        let tensors = places.into_iter().map(|(name, shape, block, offset)| {
-            let tensor =
-                Tensor { name: name.clone(), block, shape, storage: storage.clone(), offset };
-            (name, tensor)
+        let reserved = Storage::reserve(end as usize)?;
+        let tensors = places.into_iter().map(|(name, shape, block, place)| {
+            let (storage, offset) = match place {
+                Some(offset) => (reserved.clone(), offset),
+                None => (divisors.clone(), 0),
+            };
+            (name.clone(), Tensor { name, block, shape, storage, offset })
         });
         Ok(ModelFile {
             origin: Origin::Gguf,
@@ -203,19 +232,48 @@ mod tests {
     #[test]
     fn every_shape_is_lowered_and_has_the_size_its_name_says() {
         let billions = [
-            6.74, 8.03, 1.24, 3.21, 1.54, 7.62, 14.77, 32.76, 0.60, 1.72, 4.02, 8.19, 14.77, 30.53,
+            6.74, 8.03, 1.236, 3.21, 1.54, 7.62, 14.77, 32.76, 0.596, 1.72, 4.02, 8.19, 14.77,
+            30.53,
         ];
+        assert_eq!(SHAPES.len(), billions.len());
         for (shape, billions) in SHAPES.iter().zip(billions) {
+            let parameters = shape.parameters() as f64;
+            let share = parameters / 1e9 / billions;
+            assert!((share - 1.0).abs() < 0.005, "{shape}: {parameters}");
             let file = shape.without_weights(uniform(BlockType::Q8_0)).expect(shape.name);
-            let tensors = file.tensors.values();
-            let elements: u64 = tensors.map(|t| t.shape.iter().product::<u64>()).sum();
-            let got = elements as f64 / 1e9;
-            assert!((got / billions - 1.0).abs() < 0.01, "{}: {got}", shape.name);
             let (hyper, graph) = lower(&file, LowerOptions::default()).expect(shape.name);
-            assert_eq!(hyper.layers, shape.layers);
+            assert_eq!((hyper.layers, hyper.norm_eps), (shape.layers, shape.norm_eps));
             assert_eq!(graph.kv().len(), shape.layers);
-            assert!(graph.cost(&StepShape::decode(0)).weight_bytes < elements as f64 * 1.1);
+            assert!(graph.cost(&StepShape::decode(0)).weight_bytes < parameters * 1.1);
         }
+    }
+
+    #[test]
+    fn names_are_read_whatever_the_case() {
+        for shape in SHAPES {
+            assert_eq!(shape.to_string().to_uppercase().parse(), Ok(*shape));
+        }
+        let message = "gpt-5".parse::<ModelShape>().unwrap_err().to_string();
+        assert!(message.contains("gpt-5"), "{message}");
+        assert!(ModelShape::names().all(|name| message.contains(name)), "{message}");
+    }
+
+    #[test]
+    fn rope_divisors_go_from_one_to_the_factor() {
+        let shape = ModelShape::find("llama-3.2-1b").expect("known");
+        let divisors = shape.rope_divisors().expect("scaled");
+        assert_eq!((divisors.len(), divisors[0], divisors[31]), (32, 1.0, 32.0));
+        assert!(divisors.is_sorted());
+        assert!(divisors.iter().any(|&d| d > 1.0 && d < 32.0), "some lie between: {divisors:?}");
+        // They can be read from a file that holds no other weights, in F32 whatever was asked.
+        let file = shape.without_weights(|_, _| BlockType::F16).expect("fits");
+        let tensor = &file.tensors[ROPE_DIVISORS];
+        let bytes: Vec<u8> = divisors.iter().flat_map(|d| d.to_le_bytes()).collect();
+        assert_eq!((tensor.block, tensor.storage.bytes()), (BlockType::F32, &bytes[..]));
+        let plain = ModelShape::find("qwen3-8b").expect("known");
+        assert_eq!(plain.rope_divisors(), None);
+        let file = plain.without_weights(|_, _| BlockType::F16).expect("fits");
+        assert!(!file.tensors.contains_key(ROPE_DIVISORS));
     }
 
     #[test]

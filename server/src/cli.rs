@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trefoil_engine::quantize::{Mixture, Target};
-use trefoil_engine::synthetic::Shape;
-use trefoil_scheduler::Pin;
+use trefoil_graph::shape::ModelShape;
+use trefoil_scheduler::{Pin, nearest};
 
 /// Run language models over every processor of one machine.
 #[derive(Debug, Parser)]
@@ -113,6 +113,15 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
         Ok(number) => Ok(number),
     }
+}
+
+/// A known shape, or what names there are and which is most like `name`.
+fn known_shape(name: &str) -> Result<ModelShape, String> {
+    name.parse().map_err(|error| {
+        let near = nearest(name, ModelShape::names());
+        let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
+        format!("{error}{hint}")
+    })
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -279,8 +288,9 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "plan")]
     pub(crate) profile: Option<String>,
     /// Plan a known model without its weights, such as qwen3-8b
-    #[arg(long, value_name = "NAME", conflicts_with = "model", requires = "profile")]
-    pub(crate) shape: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = known_shape)]
+    #[arg(conflicts_with = "model", requires = "profile")]
+    pub(crate) shape: Option<ModelShape>,
     /// Types of its weights
     #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", requires = "shape")]
     pub(crate) quant: Target,
@@ -414,8 +424,8 @@ pub(crate) struct BenchArgs {
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
     pub(crate) model: Option<String>,
     /// Measure made-up weights in the shape of a published model, such as qwen3-8b
-    #[arg(long, value_name = "NAME", requires = "quant")]
-    pub(crate) shape: Option<Shape>,
+    #[arg(long, value_name = "NAME", requires = "quant", value_parser = known_shape)]
+    pub(crate) shape: Option<ModelShape>,
     /// File type of the made-up weights, such as Q4_K_M
     #[arg(long, value_name = "TYPE", requires = "shape")]
     pub(crate) quant: Option<Mixture>,

@@ -90,9 +90,15 @@ fn what_cannot_be_measured_is_said() {
     fails(&["demo", "--shape", "qwen3-8b", "--quant", "Q4_K_M"], 2, "cannot be used with");
     fails(&["--shape", "qwen3-8b"], 2, "--quant");
     fails(&["--shape", "qwen9", "--quant", "Q4_0"], 2, "qwen3-30b-a3b");
+    fails(&["--shape", "qwen3-8", "--quant", "Q4_0"], 2, "did you mean qwen3-8b?");
     fails(&["--shape", "qwen3-8b", "--quant", "Q9"], 2, "IQ4_XS");
     fails(&["no-such.gguf"], 3, "no-such.gguf");
     let shape = ["--shape", "qwen3-0.6b", "--quant", "Q4_0", "--make"];
     fails(&[&shape[..], &["--tokenizer", "no-such.gguf"]].concat(), 3, "no-such.gguf");
     fails(&[&shape[..], &["--cache", "/dev/null/cache"]].concat(), 1, "/dev/null/cache");
+    // The shapes are those that can be planned, whatever the case of their names.
+    for name in ["LLAMA-2-7B", "qwen2.5-14b"] {
+        let shape = ["--shape", name, "--quant", "Q4_0", "--make", "--cache", "/dev/null/cache"];
+        fails(&shape, 1, "/dev/null/cache");
+    }
 }

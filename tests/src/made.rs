@@ -13,7 +13,7 @@ pub const TINY: Shape = Shape {
     name: "tiny",
     architecture: "qwen3",
     layers: 3,
-    hidden: 256,
+    embedding: 256,
     heads: 4,
     kv_heads: 2,
     head_dim: 64,

@@ -5,7 +5,8 @@ use trefoil_engine::kv::KvType;
 use trefoil_engine::model::{Lowered, ModelOptions};
 use trefoil_engine::quantize::Mixture;
 use trefoil_engine::runner::{Outputs, Sequence};
-use trefoil_engine::synthetic::{ExpertShape, Shape};
+use trefoil_engine::synthetic::Shape;
+use trefoil_graph::ExpertHyper;
 use trefoil_tests::devices::{GPU, gpu_options, has_gpu, with_gpu};
 use trefoil_tests::made::{TINY, made};
 use trefoil_tests::numbers::nmse;
@@ -114,7 +115,7 @@ fn decoded_rows_are_bitwise_equal_alone_and_in_batches() {
     let windowed = lowered(&model_file("gemma3"));
     batches_agree(backends, &windowed, &exact_options(GPU), &[1, 40, 255, 256, 257, 400], &[2, 6]);
     let folder = tempfile::tempdir().expect("a folder");
-    let experts = Some(ExpertShape { count: 8, used: 2, ffn: 256 });
+    let experts = Some(ExpertHyper { count: 8, used: 2, ffn: 256 });
     let long = Shape { context: 2048, layers: 2, ..TINY };
     let shapes = [
         (long, Mixture::Q4_K_M, KvType::F16),

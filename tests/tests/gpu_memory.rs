@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const LARGE: Shape = Shape {
     name: "large",
     layers: 20,
-    hidden: 1024,
+    embedding: 1024,
     heads: 16,
     kv_heads: 8,
     ffn: 3072,

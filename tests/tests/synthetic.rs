@@ -4,22 +4,22 @@ use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::model::ModelOptions;
 use trefoil_engine::quantize::Mixture;
 use trefoil_engine::runner::{Outputs, RunError, Sequence};
-use trefoil_engine::synthetic::{
-    Cache, ExpertShape, RopeScaling, Shape, Synthetic, SyntheticError,
-};
+use trefoil_engine::synthetic::{Cache, Shape, Synthetic, SyntheticError};
 use trefoil_graph::metadata::Metadata;
-use trefoil_graph::{BlockType, ModelFile};
+use trefoil_graph::shape::{ROPE_DIVISORS, RopeScaling, uniform};
+use trefoil_graph::{BlockType, ExpertHyper, ModelFile};
 use trefoil_tests::made::{TINY, made};
 use trefoil_tests::running::runner;
 
-fn shapes() -> [Shape; 3] {
+fn shapes() -> [Shape; 4] {
     let scaling = RopeScaling { factor: 8.0, low: 1.0, high: 4.0, original_context: 64.0 };
     [
         TINY,
         Shape { architecture: "llama", tied: false, rope_scaling: Some(scaling), ..TINY },
+        Shape { architecture: "qwen2", tied: false, ..TINY },
         Shape {
             architecture: "qwen3moe",
-            experts: Some(ExpertShape { count: 8, used: 2, ffn: 256 }),
+            experts: Some(ExpertHyper { count: 8, used: 2, ffn: 256 }),
             ..TINY
         },
     ]
@@ -30,7 +30,7 @@ fn every_mixture_of_every_architecture_runs() {
     let backends = Backends::detect(BackendOptions::default());
     let folder = tempfile::tempdir().expect("a folder");
     for (index, mixture) in Mixture::all().enumerate() {
-        let shape = shapes()[index % 3];
+        let shape = shapes()[index % 4];
         let lowered = made(folder.path(), shape, mixture);
         let name = format!("{} {mixture}", shape.architecture);
         let block = lowered.file.tensors["blk.1.attn_q.weight"].block;
@@ -49,6 +49,38 @@ fn every_mixture_of_every_architecture_runs() {
             })
             .expect("runs");
         runner.end(sequence);
+    }
+}
+
+#[test]
+fn a_planned_shape_is_the_written_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for shape in shapes() {
+        let written = made(folder.path(), shape, Mixture::Q8_0).file;
+        let planned = shape.without_weights(uniform(BlockType::Q8_0)).expect("fits");
+        let name = shape.architecture;
+        for (key, value) in planned.metadata.iter().filter(|(key, _)| *key != "general.name") {
+            assert_eq!(written.metadata.get(key), Some(value), "{name}: {key}");
+        }
+        let sizes = |file: &ModelFile| -> Vec<_> {
+            file.tensors.values().map(|t| (t.name.clone(), t.shape.clone(), t.block)).collect()
+        };
+        assert_eq!(sizes(&planned), sizes(&written), "{name}");
+        let floats = |file: &ModelFile, tensor: &str| -> Option<Vec<f32>> {
+            let tensor = file.tensors.get(tensor)?;
+            let len = 4 * tensor.shape.iter().product::<u64>() as usize;
+            let bytes = &tensor.storage.bytes()[tensor.offset as usize..][..len];
+            let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            Some(bytes.chunks_exact(4).map(number).collect())
+        };
+        let divisors = shape.rope_divisors();
+        assert_eq!(floats(&planned, ROPE_DIVISORS), divisors, "{name}");
+        assert_eq!(floats(&written, ROPE_DIVISORS), divisors, "{name}");
+        let bias = floats(&written, "blk.1.attn_k.bias");
+        assert_eq!(bias.is_some(), name == "qwen2");
+        let bias = bias.unwrap_or_default();
+        assert!(bias.iter().all(|v| v.abs() < 0.2), "around 0: {bias:?}");
+        assert_eq!(bias.is_empty(), bias.iter().all(|&v| v == 0.0), "not all 0");
     }
 }
 

@@ -3,11 +3,10 @@
 
 mod blocks;
 mod cache;
-mod shapes;
 mod vocabulary;
 mod writer;
 
 pub use blocks::{BlockPool, Random, normal};
 pub use cache::{Cache, default_folder};
-pub use shapes::{ExpertShape, RopeScaling, SHAPES, Shape, UnknownShape};
+pub use trefoil_graph::shape::ModelShape as Shape;
 pub use writer::{Synthetic, SyntheticError};

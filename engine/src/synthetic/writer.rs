@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use trefoil_graph::BlockType;
 use trefoil_graph::gguf::{FileWriter, TensorSpec};
 use trefoil_graph::metadata::Metadata;
+use trefoil_graph::shape::{ModelShape, ROPE_DIVISORS};
 use trefoil_telemetry::Bytes;
 
 use super::blocks::{BlockPool, Random, normal};
-use super::shapes::Shape;
 use super::vocabulary;
 use crate::quantize::{Choice, Mixture, MixtureFacts};
 
@@ -19,7 +19,7 @@ use crate::quantize::{Choice, Mixture, MixtureFacts};
 /// than a factor of two from layer to layer at every width.
 const DEVIATION: f32 = 0.02;
 /// Raised whenever the same [`Synthetic`] becomes another file.
-const WRITER_VERSION: u32 = 1;
+const WRITER_VERSION: u32 = 2;
 /// Most numbers of a pool: more than any row has.
 const POOL: usize = 1 << 20;
 
@@ -77,7 +77,7 @@ pub enum SyntheticError {
 #[derive(Clone, Debug)]
 pub struct Synthetic {
     /// Sizes.
-    pub shape: Shape,
+    pub shape: ModelShape,
     /// Number formats.
     pub mixture: Mixture,
     /// Metadata whose `tokenizer.*` keys are taken; a vocabulary is made up if absent.
@@ -98,57 +98,16 @@ impl Synthetic {
 
     /// All tensors, in the order of the file.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let Shape { layers, hidden, heads, kv_heads, head_dim, ffn, .. } = self.shape;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-        let mut specs = vec![self.spec("token_embd", &[self.shape.vocabulary, hidden])];
-        if !self.shape.tied {
-            specs.push(self.spec("output", &[self.shape.vocabulary, hidden]));
-        }
-        specs.push(self.spec("output_norm", &[hidden]));
-        if let Some(divisors) = self.shape.rope_divisors() {
-            specs.push(self.spec("rope_freqs", &[divisors.len()]));
-        }
-        for layer in 0..layers {
-            let mut push = |role: &str, shape: &[usize]| {
-                specs.push(self.spec(&format!("blk.{layer}.{role}"), shape));
-            };
-            push("attn_norm", &[hidden]);
-            push("attn_q", &[q, hidden]);
-            push("attn_k", &[kv, hidden]);
-            push("attn_v", &[kv, hidden]);
-            push("attn_output", &[hidden, q]);
-            if self.shape.architecture != "llama" {
-                push("attn_q_norm", &[head_dim]);
-                push("attn_k_norm", &[head_dim]);
-            }
-            push("ffn_norm", &[hidden]);
-            match self.shape.experts {
-                None => {
-                    push("ffn_gate", &[ffn, hidden]);
-                    push("ffn_up", &[ffn, hidden]);
-                    push("ffn_down", &[hidden, ffn]);
-                }
-                Some(experts) => {
-                    push("ffn_gate_inp", &[experts.count, hidden]);
-                    push("ffn_gate_exps", &[experts.count, experts.ffn, hidden]);
-                    push("ffn_up_exps", &[experts.count, experts.ffn, hidden]);
-                    push("ffn_down_exps", &[experts.count, hidden, experts.ffn]);
-                }
-            }
-        }
-        specs
-    }
-
-    fn spec(&self, role: &str, shape: &[usize]) -> TensorSpec {
-        let name = format!("{role}.weight");
-        let shape: Vec<u64> = shape.iter().map(|&size| size as u64).collect();
         let facts = MixtureFacts {
             layers: self.shape.layers as u64,
             heads_per_kv: (self.shape.heads / self.shape.kv_heads) as u64,
             tied: self.shape.tied,
         };
-        let choice = Choice::new(&name, &shape, || self.mixture.wanted(&name, facts));
-        TensorSpec::new(name, choice.block, shape)
+        let spec = |(name, shape): (String, Vec<u64>)| {
+            let choice = Choice::new(&name, &shape, || self.mixture.wanted(&name, facts));
+            TensorSpec::new(name, choice.block, shape)
+        };
+        self.shape.tensors().into_iter().map(spec).collect()
     }
 
     /// Bytes of the tensors, which is nearly the size of the file.
@@ -158,34 +117,10 @@ impl Synthetic {
 
     /// All metadata of the file.
     pub fn metadata(&self) -> Result<Metadata, SyntheticError> {
-        let shape = self.shape;
-        let mut metadata = Metadata::new();
-        metadata.set("general.architecture", shape.architecture);
-        metadata.set("general.name", format!("{shape} with made-up weights"));
+        let mut metadata = self.shape.metadata();
+        metadata.set("general.name", format!("{} with made-up weights", self.shape));
         metadata.set("general.file_type", self.mixture.file_type());
         metadata.set("general.quantization_version", 2u32);
-        let key = |name: &str| format!("{}.{name}", shape.architecture);
-        for (name, value) in [
-            ("block_count", shape.layers),
-            ("context_length", shape.context),
-            ("embedding_length", shape.hidden),
-            ("feed_forward_length", shape.ffn),
-            ("attention.head_count", shape.heads),
-            ("attention.head_count_kv", shape.kv_heads),
-            ("attention.key_length", shape.head_dim),
-            ("attention.value_length", shape.head_dim),
-            ("rope.dimension_count", shape.head_dim),
-            ("vocab_size", shape.vocabulary),
-        ] {
-            metadata.set(&key(name), value as u32);
-        }
-        metadata.set(&key("rope.freq_base"), shape.rope_base);
-        metadata.set(&key("attention.layer_norm_rms_epsilon"), shape.norm_eps);
-        if let Some(experts) = shape.experts {
-            metadata.set(&key("expert_count"), experts.count as u32);
-            metadata.set(&key("expert_used_count"), experts.used as u32);
-            metadata.set(&key("expert_feed_forward_length"), experts.ffn as u32);
-        }
         self.write_tokenizer(&mut metadata)?;
         Ok(metadata)
     }
@@ -257,12 +192,15 @@ impl Synthetic {
         file.finish()
     }
 
-    /// Values of a tensor that is no matrix.
+    /// Values of a tensor that is no matrix: biases lie around 0, weights of norms around 1.
     fn vector(&self, spec: &TensorSpec, seed: u64) -> Option<Vec<f32>> {
-        if &*spec.name == "rope_freqs.weight" {
+        if &*spec.name == ROPE_DIVISORS {
             return self.shape.rope_divisors();
         }
         let [width] = spec.shape[..] else { return None };
+        if spec.name.ends_with(".bias") {
+            return Some(normal(width as usize, DEVIATION, seed));
+        }
         Some(normal(width as usize, 0.05, seed).iter().map(|v| 1.0 + v).collect())
     }
 }
@@ -300,7 +238,7 @@ mod tests {
             ("llama-3.2-1b", "Q4_K_M", 0.808),
         ];
         for (shape, mixture, want) in published {
-            let shape: Shape = shape.parse().expect("a shape");
+            let shape: ModelShape = shape.parse().expect("a shape");
             let mixture: Mixture = mixture.parse().expect("a file type");
             let model = Synthetic { shape, mixture, tokenizer: None };
             let got = model.bytes().expect("storable") as f64 / 1e9;

@@ -3,6 +3,7 @@
 use std::io::{Write, stdout};
 
 use trefoil_engine::model::{Lowered, open_file};
+use trefoil_engine::quantize::without_weights;
 use trefoil_scheduler::Plan;
 use trefoil_telemetry::Bytes;
 
@@ -13,7 +14,7 @@ use crate::exit::Outcome;
 pub(crate) fn run(args: &PlanArgs) -> Outcome {
     let options = common::options(&args.placement)?;
     let file = match (&args.model, &args.shape) {
-        (_, Some(shape)) => predicted::shape(shape, args.quant)?,
+        (_, Some(shape)) => without_weights(shape, args.quant)?,
         (model, None) => open_file(model.as_deref().expect("clap asks for one"))?,
     };
     let lowered = Lowered::new(file, options.lower)?;

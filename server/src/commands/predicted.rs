@@ -3,32 +3,16 @@
 use std::path::Path;
 
 use trefoil_engine::model::{Lowered, ModelOptions};
-use trefoil_engine::quantize::{Target, without_weights};
-use trefoil_graph::ModelFile;
-use trefoil_graph::shape::{ModelShape, SHAPES};
 use trefoil_scheduler::cost::Corrections;
 use trefoil_scheduler::planner::{
     Goal, PlanRequest, Planned, PlannerError, Workload, plan as make,
 };
 use trefoil_scheduler::profile::{Profile, shipped};
-use trefoil_scheduler::{BucketPlan, Prediction, Totals, nearest};
+use trefoil_scheduler::{BucketPlan, Prediction, Totals};
 
 use super::common;
 use crate::cli::{GoalForm, PlanArgs};
 use crate::exit::{Failure, Status};
-
-/// A known model without weights.
-pub(crate) fn shape(name: &str, quant: Target) -> Result<ModelFile, Failure> {
-    let Some(shape) = ModelShape::find(name) else {
-        let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
-        let near = nearest(name, names.iter().copied());
-        let hint = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-        let known = names.join(", ");
-        let message = format!("shape {name:?} is not known; known are: {known}{hint}");
-        return Err(Failure::new(Status::Usage, message));
-    };
-    Ok(without_weights(shape, quant)?)
-}
 
 /// A profile by its name or file.
 pub(crate) fn profile(name: &str) -> Result<Profile, Failure> {
