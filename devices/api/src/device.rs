@@ -168,6 +168,23 @@ pub struct Binding {
     pub max_bytes: Bytes,
 }
 
+impl Binding {
+    /// Bindings of a segment in the usual order: inputs, outputs, KV layers.
+    pub fn of_segment(
+        graph: &LayerGraph,
+        segment: &Segment,
+        bucket: Bucket,
+        kv_layers: &[usize],
+    ) -> Vec<Self> {
+        let tensor =
+            |role, node| Self { role, max_bytes: Bytes::from(bucket.tensor_bytes(graph, node)) };
+        let inputs = segment.inputs.iter().map(|&node| tensor(Role::Input(node), node));
+        let outputs = segment.outputs.iter().map(|&node| tensor(Role::Output(node), node));
+        let kv = kv_layers.iter().map(|&layer| Self { role: Role::Kv(layer), max_bytes: Bytes(0) });
+        inputs.chain(outputs).chain(kv).collect()
+    }
+}
+
 /// A segment compiled for a device and a bucket.
 pub trait Program: Debug + Send + Sync {
     /// What must be bound, in the order of the arguments.
@@ -189,6 +206,18 @@ pub enum Purpose {
     Scratch,
     /// A copy of weights.
     Weights,
+}
+
+impl Purpose {
+    /// Name under which the memory manager lists what is held for it.
+    pub fn holder(self) -> &'static str {
+        match self {
+            Self::Activations => "activations",
+            Self::Kv => "KV cache",
+            Self::Scratch => "scratch",
+            Self::Weights => "weights",
+        }
+    }
 }
 
 /// A request for memory.

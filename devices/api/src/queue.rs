@@ -64,6 +64,9 @@ pub struct WorkQueue {
     sender: Option<Sender<Entry>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    next: AtomicU64,
+    /// The time of the last look at the load, and the time spent running work until then.
+    looked: Mutex<(Nanos, Nanos)>,
 }
 
 impl std::fmt::Debug for WorkQueue {
@@ -92,11 +95,29 @@ impl WorkQueue {
             .name(format!("trefoil-{name}"))
             .spawn(move || work_off(&worker, &receiver, make()))
             .expect("the system can start a thread");
-        Self { sender: Some(sender), shared, thread: Some(thread) }
+        Self {
+            sender: Some(sender),
+            shared,
+            thread: Some(thread),
+            next: AtomicU64::new(1),
+            looked: Mutex::default(),
+        }
     }
 
-    /// Queues work and returns at once.
-    pub fn push(&self, id: SubmissionId, submission: Submission) -> Result<(), DeviceError> {
+    /// Queues work on a device's only queue, number 0, and returns at once.
+    pub fn submit(
+        &self,
+        queue: usize,
+        submission: Submission,
+    ) -> Result<SubmissionId, DeviceError> {
+        if queue != 0 {
+            return Err(DeviceError::BadRequest {
+                what: format!("queue of {}", self.shared.name),
+                expected: "0".to_owned(),
+                got: queue.to_string(),
+            });
+        }
+        let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
         let entry = Entry { id, queued: self.shared.clock.now(), submission };
         let sender = self.sender.as_ref().expect("the queue is open until it is dropped");
         sender.try_send(entry).map_err(|error| match error {
@@ -108,7 +129,8 @@ impl WorkQueue {
             TrySendError::Disconnected(_) => {
                 DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 }
             }
-        })
+        })?;
+        Ok(id)
     }
 
     /// Moves the records of finished work to `out`.
@@ -118,9 +140,14 @@ impl WorkQueue {
         Dropped(std::mem::take(&mut done.dropped))
     }
 
-    /// The time now, and the time spent running work since the start.
-    pub fn busy(&self) -> (Nanos, Nanos) {
-        (self.shared.clock.now(), Nanos(self.shared.busy.load(Ordering::Relaxed)))
+    /// Share of the time since the last call that went into running work; `None` if no time passed.
+    pub fn load(&self) -> Option<f64> {
+        let now = self.shared.clock.now();
+        let busy = Nanos(self.shared.busy.load(Ordering::Relaxed));
+        let (before, busy_before) = std::mem::replace(&mut *self.looked.lock(), (now, busy));
+        let span = now.since(before);
+        let share = busy.since(busy_before).seconds() / span.seconds();
+        (span.0 > 0).then_some(share.clamp(0.0, 1.0))
     }
 
     /// Does the thread still run?

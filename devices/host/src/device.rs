@@ -1,16 +1,13 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use trefoil_devices_api::{
     AllocRequest, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
     DeviceInfo, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason, MemoryManager,
-    OpQuery, Program, Purpose, Role, Sample, Submission, SubmissionId, Support, WorkQueue,
-    check_segment,
+    OpQuery, Program, Sample, Submission, SubmissionId, Support, WorkQueue, check_segment,
 };
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels::host::{HostKernels, HostProgram, HostScratch};
-use trefoil_telemetry::{Bytes, Clock, Nanos, host_memory};
+use trefoil_telemetry::{Bytes, Clock, host_memory};
 
 use crate::worker::HostWorker;
 
@@ -37,14 +34,6 @@ pub struct HostDevice {
     support: fn(&OpQuery<'_>) -> Support,
     memory: MemoryManager,
     queue: WorkQueue,
-    busy: Mutex<BusyMeter>,
-    next: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct BusyMeter {
-    at: Nanos,
-    busy: Nanos,
 }
 
 impl HostDevice {
@@ -63,8 +52,6 @@ impl HostDevice {
             support: spec.support,
             memory: spec.memory,
             queue,
-            busy: Mutex::default(),
-            next: AtomicU64::new(1),
         }
     }
 }
@@ -122,15 +109,7 @@ impl Device for HostDevice {
     ) -> Result<Arc<dyn Program>, CompileError> {
         check_segment(self, graph, segment, bucket, job)?;
         let program = HostProgram::new(graph, segment, |rows| bucket.max_rows(rows));
-        let tensor_bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
-        let inputs = segment.inputs.iter().map(|&node| (Role::Input(node), tensor_bytes(node)));
-        let outputs = segment.outputs.iter().map(|&node| (Role::Output(node), tensor_bytes(node)));
-        let kv = program.kv_layers().iter().map(|&layer| (Role::Kv(layer), Bytes(0)));
-        let bindings = inputs
-            .chain(outputs)
-            .chain(kv)
-            .map(|(role, max_bytes)| Binding { role, max_bytes })
-            .collect();
+        let bindings = Binding::of_segment(graph, segment, bucket, program.kv_layers());
         Ok(Arc::new(HostSegment {
             inputs: segment.inputs.len(),
             outputs: segment.outputs.len(),
@@ -147,13 +126,7 @@ impl Device for HostDevice {
                 got: request.domain.to_string(),
             });
         }
-        let holder = match request.purpose {
-            Purpose::Activations => "activations",
-            Purpose::Kv => "KV cache",
-            Purpose::Scratch => "scratch",
-            Purpose::Weights => "weights",
-        };
-        self.memory.host_buffer(request.bytes, holder)
+        self.memory.host_buffer(request.bytes, request.purpose.holder())
     }
 
     fn import(&self, foreign: &Buffer) -> Result<Buffer, DeviceError> {
@@ -161,16 +134,7 @@ impl Device for HostDevice {
     }
 
     fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError> {
-        if queue != 0 {
-            return Err(DeviceError::BadRequest {
-                what: format!("queue of {}", self.info.name),
-                expected: "0".to_owned(),
-                got: queue.to_string(),
-            });
-        }
-        let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
-        self.queue.push(id, work)?;
-        Ok(id)
+        self.queue.submit(queue, work)
     }
 
     fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
@@ -178,16 +142,8 @@ impl Device for HostDevice {
     }
 
     fn sample(&self) -> Sample {
-        let (now, busy) = self.queue.busy();
-        let mut last = self.busy.lock();
-        let span = now.since(last.at);
-        let share = busy.since(last.busy).seconds() / span.seconds();
-        *last = BusyMeter { at: now, busy };
-        Sample {
-            busy: (span.0 > 0).then_some(share.clamp(0.0, 1.0)),
-            free: host_memory().available,
-            ..Sample::default()
-        }
+        let (busy, free) = (self.queue.load(), host_memory().available);
+        Sample { busy, free, ..Sample::default() }
     }
 
     fn reset(&self) -> Result<(), DeviceError> {

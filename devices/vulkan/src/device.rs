@@ -1,15 +1,15 @@
 //! The device contract over Vulkan.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use trefoil_devices_api::{
     AllocRequest, Backing, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
     DeviceInfo, DeviceKind, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason,
-    MemoryManager, OpQuery, Phase, Program, Purpose, Role, Sample, Submission, SubmissionId,
-    Support, WorkQueue, check_segment,
+    MemoryManager, OpQuery, Phase, Program, Sample, Submission, SubmissionId, Support, WorkQueue,
+    check_segment,
 };
 use trefoil_graph::ops::RopeTable;
 use trefoil_graph::{LayerGraph, Segment};
@@ -68,8 +68,6 @@ struct VulkanDevice {
     memory: MemoryManager,
     // The queue's thread ends before what it uses is dropped.
     queue: WorkQueue,
-    busy: Mutex<(Nanos, Nanos)>,
-    next: AtomicU64,
     residency: Residency,
     turns: Mutex<Vec<(Weak<RopeTable>, Weak<Allocation>)>>,
     tables: Arc<Allocation>,
@@ -153,8 +151,6 @@ pub fn device(
         exact: options.exact,
         memory,
         queue,
-        busy: Mutex::default(),
-        next: AtomicU64::new(1),
         residency: Residency::default(),
         turns: Mutex::default(),
         tables: Arc::new(tables),
@@ -252,15 +248,7 @@ impl Device for VulkanDevice {
         }
         let turns =
             kernels.turns().iter().map(|table| self.turns(table)).collect::<Result<_, _>>()?;
-        let tensor_bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
-        let inputs = segment.inputs.iter().map(|&node| (Role::Input(node), tensor_bytes(node)));
-        let outputs = segment.outputs.iter().map(|&node| (Role::Output(node), tensor_bytes(node)));
-        let kv = kernels.kv_layers().iter().map(|&layer| (Role::Kv(layer), Bytes(0)));
-        let bindings = inputs
-            .chain(outputs)
-            .chain(kv)
-            .map(|(role, max_bytes)| Binding { role, max_bytes })
-            .collect();
+        let bindings = Binding::of_segment(graph, segment, bucket, kernels.kv_layers());
         Ok(Arc::new(VulkanSegment {
             constants: self.filled(&constants)?,
             lists,
@@ -284,18 +272,14 @@ impl Device for VulkanDevice {
                 got: request.domain.to_string(),
             });
         }
-        let holder = match request.purpose {
-            Purpose::Activations => "activations",
-            Purpose::Kv => "KV cache",
-            Purpose::Scratch => "scratch",
-            Purpose::Weights => "weights",
-        };
         if own == DomainId::HOST {
-            return self.memory.host_buffer(request.bytes, holder);
+            return self.memory.host_buffer(request.bytes, request.purpose.holder());
         }
         let len = Bytes::from(request.bytes);
-        let reservation = self.memory.reserve(own, len, holder)?;
+        let reservation = self.memory.reserve(own, len, request.purpose.holder())?;
         let allocation = self.transfers.local(len.0, None)?;
+        // As host memory is: what nobody wrote must not be a number that spoils sums, such as NaN.
+        self.transfers.zero(&allocation)?;
         let backing = Backing::Device(Arc::new(allocation));
         Ok(Buffer::new(own, request.bytes, backing, Some(reservation)))
     }
@@ -312,16 +296,7 @@ impl Device for VulkanDevice {
     }
 
     fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError> {
-        if queue != 0 {
-            return Err(DeviceError::BadRequest {
-                what: format!("queue of {}", self.info.name),
-                expected: "0".to_owned(),
-                got: queue.to_string(),
-            });
-        }
-        let id = SubmissionId(self.next.fetch_add(1, Ordering::Relaxed));
-        self.queue.push(id, work)?;
-        Ok(id)
+        self.queue.submit(queue, work)
     }
 
     fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
@@ -329,13 +304,8 @@ impl Device for VulkanDevice {
     }
 
     fn sample(&self) -> Sample {
-        let (now, busy) = self.queue.busy();
-        let mut last = self.busy.lock();
-        let span = now.since(last.0);
-        let share = busy.since(last.1).seconds() / span.seconds();
-        *last = (now, busy);
         let free = self.context.budget().map(|(all, used)| Bytes(all.0.saturating_sub(used.0)));
-        Sample { busy: (span.0 > 0).then_some(share.clamp(0.0, 1.0)), free, ..Sample::default() }
+        Sample { busy: self.queue.load(), free, ..Sample::default() }
     }
 
     fn reset(&self) -> Result<(), DeviceError> {

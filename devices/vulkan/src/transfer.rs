@@ -172,6 +172,18 @@ impl Transfers {
         })
     }
 
+    /// Fills device memory with zeroes.
+    pub(crate) fn zero(&self, what: &Allocation) -> Result<(), DeviceError> {
+        self.staged(|stage| {
+            stage.commands.record(true, |device, buffer| {
+                // SAFETY: recording is under way; the buffer is as large as the range says.
+                unsafe { device.cmd_fill_buffer(buffer, what.buffer, 0, vk::WHOLE_SIZE, 0) };
+                written(device, buffer);
+            })?;
+            stage.commands.run()
+        })
+    }
+
     /// Copies within the device.
     pub(crate) fn within(
         &self,
@@ -192,22 +204,28 @@ fn copy(
     assert!(from_at + len <= from.len && to_at + len <= to.len, "copy inside");
     commands.record(true, |device, buffer| {
         let region = [vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)];
-        let barrier = [vk::MemoryBarrier::default()
-            .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
-            .dst_access_mask(vk::AccessFlags::HOST_READ | vk::AccessFlags::SHADER_READ)];
         // SAFETY: recording is under way; both ranges are inside their buffers (checked above).
-        unsafe {
-            device.cmd_copy_buffer(buffer, from.buffer, to.buffer, &region);
-            device.cmd_pipeline_barrier(
-                buffer,
-                vk::PipelineStageFlags::TRANSFER,
-                vk::PipelineStageFlags::HOST | vk::PipelineStageFlags::COMPUTE_SHADER,
-                vk::DependencyFlags::empty(),
-                &barrier,
-                &[],
-                &[],
-            );
-        }
+        unsafe { device.cmd_copy_buffer(buffer, from.buffer, to.buffer, &region) };
+        written(device, buffer);
     })?;
     commands.run()
+}
+
+/// What was copied becomes visible to the host and to kernels.
+fn written(device: &ash::Device, buffer: vk::CommandBuffer) {
+    let barrier = [vk::MemoryBarrier::default()
+        .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
+        .dst_access_mask(vk::AccessFlags::HOST_READ | vk::AccessFlags::SHADER_READ)];
+    // SAFETY: recording is under way.
+    unsafe {
+        device.cmd_pipeline_barrier(
+            buffer,
+            vk::PipelineStageFlags::TRANSFER,
+            vk::PipelineStageFlags::HOST | vk::PipelineStageFlags::COMPUTE_SHADER,
+            vk::DependencyFlags::empty(),
+            &barrier,
+            &[],
+            &[],
+        );
+    }
 }

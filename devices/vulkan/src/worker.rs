@@ -160,39 +160,20 @@ impl VulkanWorker {
                 Allocation::new(context, len, Kind::Arguments, None)
             })?;
         step_buffer.write(0, bytes);
-        let kernels = &segment.kernels;
-        let slots: u64 = kernels.slots().iter().map(|bytes| bytes.next_multiple_of(PART)).sum();
-        let partials = slots + kernels.partial_bytes(&counts).next_multiple_of(PART);
-        let groups = partials + kernels.group_bytes(&counts).next_multiple_of(PART);
-        let [halves, unpacked] = kernels.half_bytes(&counts).map(|b| b.next_multiple_of(PART));
-        let need = groups + halves + 2 * unpacked;
-        let (memory, transfers) = (&self.memory, &self.transfers);
-        let scratch = self.state.scratch.at_least(need.max(1 << 16), |len| {
-            let reservation = memory.reserve(context.domain, Bytes(len), "scratch")?;
-            transfers.local(len, Some(reservation))
-        })?;
-        let key = RecordingKey {
+        let mut key = RecordingKey {
             counts,
             args: args.clone(),
             generation: (self.state.scratch.generation, self.state.step.generation),
         };
         let mut recordings = segment.recordings.lock();
         match recordings.iter().position(|recording| recording.key.same(&key)) {
-            Some(found) => {
-                let recording = recordings.remove(found);
-                recordings.push(recording);
-            }
+            Some(found) => recordings[found..].rotate_left(1),
             None => {
+                let parts = self.parts(segment, &counts, step_buffer)?;
+                key.generation.0 = self.state.scratch.generation;
                 if recordings.len() == RECORDINGS {
                     recordings.remove(0);
                 }
-                let layout = StepLayout {
-                    tokens: u64::from(counts.tokens),
-                    sequences: u64::from(counts.sequences),
-                    outputs: u64::from(counts.outputs),
-                };
-                let halves = (groups, groups + halves, unpacked);
-                let parts = Parts { layout, scratch, step: step_buffer, slots, partials, halves };
                 let recording = self.record(segment, key, &parts)?;
                 recordings.push(recording);
             }
@@ -203,6 +184,33 @@ impl VulkanWorker {
             profile.log(&format!("{} rows", recording.key.counts.tokens));
         }
         Ok(())
+    }
+
+    /// Places in scratch memory for a step of these sizes; makes it larger if it must be.
+    fn parts(
+        &mut self,
+        segment: &VulkanSegment,
+        counts: &Counts,
+        step: Arc<Allocation>,
+    ) -> Result<Parts, DeviceError> {
+        let kernels = &segment.kernels;
+        let slots: u64 = kernels.slots().iter().map(|bytes| bytes.next_multiple_of(PART)).sum();
+        let partials = slots + kernels.partial_bytes(counts).next_multiple_of(PART);
+        let groups = partials + kernels.group_bytes(counts).next_multiple_of(PART);
+        let [halves, unpacked] = kernels.half_bytes(counts).map(|b| b.next_multiple_of(PART));
+        let need = groups + halves + 2 * unpacked;
+        let (context, memory, transfers) = (&self.context, &self.memory, &self.transfers);
+        let scratch = self.state.scratch.at_least(need.max(1 << 16), |len| {
+            let reservation = memory.reserve(context.domain, Bytes(len), "scratch")?;
+            transfers.local(len, Some(reservation))
+        })?;
+        let layout = StepLayout {
+            tokens: u64::from(counts.tokens),
+            sequences: u64::from(counts.sequences),
+            outputs: u64::from(counts.outputs),
+        };
+        let halves = (groups, groups + halves, unpacked);
+        Ok(Parts { layout, scratch, step, slots, partials, halves })
     }
 
     fn record(

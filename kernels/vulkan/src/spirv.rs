@@ -11,6 +11,11 @@ pub fn shader(name: &str) -> Option<Vec<u32>> {
     Some(bytes.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
+/// Is there a shader of this name?
+pub(crate) fn has_shader(name: &str) -> bool {
+    TABLE.binary_search_by_key(&name, |(name, _)| name).is_ok()
+}
+
 /// Names of all shaders.
 pub fn shaders() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|(name, _)| *name)

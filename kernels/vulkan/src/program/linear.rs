@@ -7,6 +7,7 @@ use super::Emit;
 use super::fusion::FEW_ROWS;
 use super::simple::spread;
 use crate::dispatch::{Dispatch, Features, Place, Spot};
+use crate::spirv::has_shader;
 
 /// Number of a function, as `functions.glsl` has it.
 pub(super) fn function_number(function: Nonlinearity) -> u32 {
@@ -153,7 +154,7 @@ impl Emit<'_> {
         let Features { subgroup, integer_dot, tuning, .. } = self.program.features;
         let name = matrix.block.name();
         let dot = format!("linear_dot.{name}");
-        if !integer_dot || self.program.form.exact || crate::shader(&dot).is_none() {
+        if !integer_dot || self.program.form.exact || !has_shader(&dot) {
             let columns = rows.clamp(1, FEW_ROWS).next_power_of_two();
             return FewRows {
                 shader: format!("linear_vec.{name}"),

@@ -8,6 +8,7 @@ use trefoil_graph::ops::{
 use super::linear::function_number;
 use super::{Emit, attention, experts};
 use crate::dispatch::{Dispatch, Features, Place, Spot, StepField};
+use crate::spirv::has_shader;
 
 /// Most workgroups along one axis that every device takes.
 const AXIS: u32 = 65_535;
@@ -174,10 +175,8 @@ pub fn supported(op: &Op, features: &Features) -> Result<(), String> {
     };
     let format = |block: trefoil_graph::BlockType| {
         let name = block.name();
-        match crate::shader(&format!("linear_vec.{name}")) {
-            Some(_) => Ok(()),
-            None => Err(format!("no kernel for {name}")),
-        }
+        let found = has_shader(&format!("linear_vec.{name}"));
+        found.then_some(()).ok_or_else(|| format!("no kernel for {name}"))
     };
     match op {
         Op::Embed(op) => {
