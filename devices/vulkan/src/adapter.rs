@@ -62,6 +62,8 @@ pub struct Adapter {
     pub subgroup: (u32, u32, u32),
     /// Bytes that a workgroup can share.
     pub shared_bytes: u32,
+    /// Most threads of a workgroup.
+    pub max_threads: u32,
     /// Shapes of products of halves with sums in f32 over a subgroup.
     pub matrices: Vec<Matrices>,
     /// Are sums of four products of bytes one instruction?
@@ -263,6 +265,10 @@ pub(crate) fn describe(instance: &Arc<Instance>, physical: vk::PhysicalDevice) -
             least => (usual, least, sizes.max_subgroup_size),
         },
         shared_bytes: base.limits.max_compute_shared_memory_size,
+        max_threads: base
+            .limits
+            .max_compute_work_group_invocations
+            .min(base.limits.max_compute_work_group_size[0]),
         matrices,
         integer_dot: dot.integer_dot_product4x8_bit_packed_signed_accelerated == vk::TRUE,
         host_import: has(ash::ext::external_memory_host::NAME)

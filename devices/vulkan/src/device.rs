@@ -110,6 +110,7 @@ pub fn device(
     let features = Features {
         subgroup: adapter.subgroup.0,
         shared_bytes: adapter.shared_bytes,
+        max_threads: adapter.max_threads,
         matrices: adapter
             .matrices
             .iter()

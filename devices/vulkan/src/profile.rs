@@ -42,7 +42,12 @@ impl Profile {
         // SAFETY: `info` outlives the call.
         let pool = unsafe { context.raw.create_query_pool(&info, None) }
             .map_err(|result| context.error("vkCreateQueryPool", result))?;
-        let names = dispatches.iter().map(|dispatch| dispatch.kernel.shader.clone()).collect();
+        // Products of one type differ in size: workgroups tell them apart.
+        let names = dispatches.iter().map(|dispatch| {
+            let [x, y, z] = dispatch.groups;
+            format!("{}[{x},{y},{z}]", dispatch.kernel.shader)
+        });
+        let names = names.collect();
         Ok(Some(Self { context: context.clone(), pool, names }))
     }
 

@@ -91,16 +91,21 @@ fn open(
     trefoil_devices_vulkan::device(adapter, own, found.memory.clone(), clock.clone())
 }
 
-/// Sizes of Vulkan workgroups: `TREFOIL_VULKAN_TUNING`, ten or fewer numbers, for measuring what is
+/// Sizes of Vulkan workgroups: `TREFOIL_VULKAN_TUNING`, eleven or fewer numbers, for measuring what is
 /// fastest on a device; those that are missing are the usual ones.
 fn tuning() -> Tuning {
     let mut tuning = Tuning::default();
     let text = std::env::var("TREFOIL_VULKAN_TUNING").unwrap_or_default();
-    let Tuning { dot_rows, dot_groups, dot_threads, coop_tile, coop_groups, unpack_rows } =
-        &mut tuning;
-    let [a, b, c, d, e] = coop_tile;
-    let fields = [dot_rows, dot_groups, dot_threads, a, b, c, d, e, coop_groups, unpack_rows];
-    for (field, value) in fields.into_iter().zip(text.split(',')) {
+    let [a, b, c, d, e] = &mut tuning.coop_tile;
+    let dot = [
+        &mut tuning.dot_rows,
+        &mut tuning.dot_groups,
+        &mut tuning.dot_threads,
+        &mut tuning.dot_workgroup,
+    ];
+    let coop = [a, b, c, d, e, &mut tuning.coop_groups, &mut tuning.unpack_rows];
+    let fields = dot.into_iter().chain(coop);
+    for (field, value) in fields.zip(text.split(',')) {
         if let Ok(value) = value.trim().parse() {
             *field = value;
         }

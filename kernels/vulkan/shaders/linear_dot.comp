@@ -3,10 +3,10 @@
 //
 // Each thread keeps its chunks of x as whole numbers of 15 bits in two planes of bytes
 // (x = unit * (128 * high + low), one unit a chunk), so that products lose next to nothing against f32:
-// the rounding is 2^-15 of a chunk's largest element. The workgroup takes LOOPS * ROWS rows of the
-// matrix (and as many of `up`): all threads share a row, a thread multiplying its own chunks. The order
-// of every sum depends on the workgroup's size alone: a row of x has bitwise the same result alone and
-// among others.
+// the rounding is 2^-15 of a chunk's largest element. The workgroup makes them together. Then its teams
+// take LOOPS times ROWS rows of the matrix (and as many of `up`): all threads of a team share a row, a
+// thread multiplying its own chunks. The order of every sum depends on the team's size and number alone:
+// a row of x has bitwise the same result alone and among others.
 #extension GL_EXT_integer_dot_product : require
 #include "common.glsl"
 #include "block.glsl"
@@ -23,6 +23,10 @@ layout(constant_id = 5) const bool NORM = false;
 // Chunks of x that a thread keeps.
 layout(constant_id = 6) const uint SHARE = 1;
 layout(constant_id = 7) const uint LOOPS = 1;
+// Teams of a workgroup: a power of two, at most the eight words of a chunk's bytes; and the subgroups of
+// each.
+layout(constant_id = 8) const uint TEAMS = 1;
+layout(constant_id = 9) const uint SUBGROUPS = 4;
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -48,67 +52,102 @@ const uint PARTS = GATED ? 2 : 1;
 const uint SUMS = PARTS * ROWS;
 const uint CHUNK_FOURS = 8;
 
+const uint TEAM = gl_WorkGroupSize.x / TEAMS;
+// Rows that the workgroup takes.
+const uint TAKEN = TEAMS * LOOPS * ROWS;
+
 int high[COLUMNS][SHARE][CHUNK_FOURS];
 int low[COLUMNS][SHARE][CHUNK_FOURS];
 float unit[COLUMNS][SHARE];
 // Sums of x over the spans of a chunk.
 float span_sum[COLUMNS][SHARE][DOT_SPANS];
-float square[COLUMNS];
 
-shared float partial[COLUMNS][SUMS][32];
-shared float partial_square[COLUMNS][32];
+// Both planes of a team's chunks on their way between threads: four words of each, twice.
+shared uint planes[TEAM * 2 * CHUNK_FOURS];
+shared float units[TEAM];
+shared float partial[COLUMNS * PARTS * TAKEN * SUBGROUPS];
+shared float partial_square[COLUMNS * TEAMS * SUBGROUPS];
 
 const int ONES = 0x01010101;
 
 // Bytes of four numbers that are at most 127 in size.
-int packed(ivec4 v) {
-    return (v.x & 255) | (v.y & 255) << 8 | (v.z & 255) << 16 | v.w << 24;
+uint packed(ivec4 v) {
+    return uint((v.x & 255) | (v.y & 255) << 8 | (v.z & 255) << 16 | v.w << 24);
+}
+
+// Makes share `s` of column `c` in `planes`, TEAMS threads a chunk, and returns the sum of the squares
+// of this thread's elements.
+float make_planes(uint c, uint column, uint s) {
+    const uint FOURS = CHUNK_FOURS / TEAMS;
+    uint64_t values = x + uint64_t(min(column, columns - 1)) * cols * 4;
+    uint local = gl_LocalInvocationIndex / TEAMS, piece = gl_LocalInvocationIndex % TEAMS;
+    uint chunk = s * TEAM + local;
+    bool inside = chunk < cols / 32;
+    vec4 v[FOURS];
+    float most = 0.0, square = 0.0;
+    [[unroll]] for (uint i = 0; i < FOURS; i++) {
+        uint element = dot_element(chunk, piece * FOURS + i);
+        v[i] = vec4(0.0);
+        if (inside) v[i] = Floats4(values + element * 4).at[0];
+        if (NORM && inside) {
+            square = fma(v[i].x, v[i].x, fma(v[i].y, v[i].y, fma(v[i].z, v[i].z, fma(v[i].w, v[i].w, square))));
+            v[i] *= Floats4(scale + element * 4).at[0];
+        }
+        vec4 size = abs(v[i]);
+        most = max(most, max(max(size.x, size.y), max(size.z, size.w)));
+    }
+    [[unroll]] for (uint step = 1; step < TEAMS; step *= 2) most = max(most, subgroupShuffleXor(most, step));
+    // The largest high byte is 127: 127 * 128 + 63.
+    float inverse = most > 0.0 ? 16319.0 / most : 0.0;
+    if (piece == 0) units[local] = most / 16319.0;
+    [[unroll]] for (uint i = 0; i < FOURS; i++) {
+        ivec4 whole = ivec4(round(v[i] * inverse)), upper = (whole + 64) >> 7;
+        uint at = local * 2 * CHUNK_FOURS + piece * FOURS + i;
+        planes[at] = packed(upper);
+        planes[at + CHUNK_FOURS] = packed(whole - upper * 128);
+    }
+    return square;
+}
+
+// Takes this thread's chunk out of `planes`.
+void take_planes(uint c, uint s, uint member) {
+    unit[c][s] = units[member];
+    [[unroll]] for (uint i = 0; i < CHUNK_FOURS; i++) {
+        high[c][s][i] = int(planes[member * 2 * CHUNK_FOURS + i]);
+        low[c][s][i] = int(planes[member * 2 * CHUNK_FOURS + CHUNK_FOURS + i]);
+    }
+    [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
+        int sum_high = 0, sum_low = 0;
+        [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
+            uint i = span * (CHUNK_FOURS / DOT_SPANS) + j;
+            sum_high = dotPacked4x8EXT(high[c][s][i], ONES) + sum_high;
+            sum_low = dotPacked4x8EXT(low[c][s][i], ONES) + sum_low;
+        }
+        span_sum[c][s][span] = float(sum_high * 128 + sum_low) * unit[c][s];
+    }
 }
 
 void load_x(uint column) {
+    uint member = gl_LocalInvocationIndex % TEAM;
     [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-        square[c] = 0.0;
-        uint64_t values = x + uint64_t(min(column + c, columns - 1)) * cols * 4;
+        float square = 0.0;
         [[unroll]] for (uint s = 0; s < SHARE; s++) {
-            uint chunk = s * gl_WorkGroupSize.x + gl_LocalInvocationIndex;
-            bool inside = chunk < cols / 32;
-            vec4 v[CHUNK_FOURS];
-            float most = 0.0;
-            [[unroll]] for (uint i = 0; i < CHUNK_FOURS; i++) {
-                uint element = dot_element(chunk, i);
-                v[i] = vec4(0.0);
-                if (inside) v[i] = Floats4(values + element * 4).at[0];
-                if (NORM && inside) {
-                    square[c] = fma(v[i].x, v[i].x, fma(v[i].y, v[i].y,
-                                fma(v[i].z, v[i].z, fma(v[i].w, v[i].w, square[c]))));
-                    v[i] *= Floats4(scale + element * 4).at[0];
-                }
-                vec4 size = abs(v[i]);
-                most = max(most, max(max(size.x, size.y), max(size.z, size.w)));
-            }
-            // The largest high byte is 127: 127 * 128 + 63.
-            unit[c][s] = most / 16319.0;
-            float inverse = most > 0.0 ? 16319.0 / most : 0.0;
-            [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
-                int sum_high = 0, sum_low = 0;
-                [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
-                    uint i = span * (CHUNK_FOURS / DOT_SPANS) + j;
-                    ivec4 whole = ivec4(round(v[i] * inverse));
-                    ivec4 upper = (whole + 64) >> 7;
-                    high[c][s][i] = packed(upper);
-                    low[c][s][i] = packed(whole - upper * 128);
-                    sum_high = dotPacked4x8EXT(high[c][s][i], ONES) + sum_high;
-                    sum_low = dotPacked4x8EXT(low[c][s][i], ONES) + sum_low;
-                }
-                span_sum[c][s][span] = float(sum_high * 128 + sum_low) * unit[c][s];
-            }
+            square += make_planes(c, column + c, s);
+            barrier();
+            take_planes(c, s, member);
+            if (c + 1 < COLUMNS || s + 1 < SHARE) barrier();
+        }
+        if (NORM) {
+            square = subgroupAdd(square);
+            if (subgroupElect()) partial_square[c * TEAMS * SUBGROUPS + gl_SubgroupID] = square;
         }
     }
 }
 
 // Adds up SUMS numbers (a power of two, at most a subgroup's threads) over the subgroup: lanes trade
 // halves of what they hold, until each group of size / SUMS lanes has one sum of which to make the total.
-void store_totals(inout float v[SUMS], uint c) {
+// `row` is the first of them among those that the workgroup takes.
+void store_totals(inout float v[SUMS], uint c, uint row) {
     uint lane = gl_SubgroupInvocationID, bit = gl_SubgroupSize / 2, which = 0;
     [[unroll]] for (uint half_ = SUMS / 2; half_ >= 1; half_ /= 2) {
         bool upper = (lane & bit) != 0;
@@ -121,7 +160,8 @@ void store_totals(inout float v[SUMS], uint c) {
     }
     float total = v[0];
     for (; bit >= 1; bit /= 2) total += subgroupShuffleXor(total, bit);
-    if ((lane & (gl_SubgroupSize / SUMS - 1)) == 0) partial[c][which][gl_SubgroupID] = total;
+    if ((lane & (gl_SubgroupSize / SUMS - 1)) == 0)
+        partial[((c * TAKEN + row) * PARTS + which) * SUBGROUPS + gl_SubgroupID % SUBGROUPS] = total;
 }
 
 // Codes of a thread's chunk of each row: those that are multiplied, and those on their way.
@@ -130,30 +170,33 @@ uint next[SUMS][RAW_WORDS];
 
 uint chunk_of(uint share) {
     // Chunks past the end have no x: any weights will do.
-    return min(share * gl_WorkGroupSize.x + gl_LocalInvocationIndex, cols / 32 - 1);
+    return min(share * TEAM + gl_LocalInvocationIndex % TEAM, cols / 32 - 1);
 }
 
 uint64_t row_of(uint first, uint r) {
-    return row_address(GATED && r >= ROWS ? up : weights, min(first + r % ROWS, rows - 1), cols);
+    return row_address(GATED && r % PARTS == 1 ? up : weights, min(first + r / PARTS, rows - 1), cols);
 }
 
 void begin_load(uint first, uint share) {
     [[unroll]] for (uint r = 0; r < SUMS; r++) load_dot(row_of(first, r), chunk_of(share), next[r]);
 }
 
+// The sum over a team, of subgroup after subgroup.
+float team_total(uint at) {
+    float total = 0.0;
+    for (uint s = 0; s < SUBGROUPS; s++) total += partial[at * SUBGROUPS + s];
+    return total;
+}
+
 void main() {
-    uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * LOOPS * ROWS;
+    uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * TAKEN;
+    uint team = gl_LocalInvocationIndex / TEAM;
     // Weights are under way while x is made ready, and while those before them are multiplied.
-    begin_load(start, 0);
+    begin_load(start + team * ROWS, 0);
     load_x(column);
-    if (NORM) {
-        [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-            float part = subgroupAdd(square[c]);
-            if (subgroupElect()) partial_square[c][gl_SubgroupID] = part;
-        }
-    }
     for (uint loop = 0; loop < LOOPS; loop++) {
-        uint first = start + loop * ROWS;
+        // Of the rows that the workgroup takes.
+        uint row = (loop * TEAMS + team) * ROWS, first = start + row;
         if (first >= rows) break;
         float sum[COLUMNS][SUMS];
         [[unroll]] for (uint c = 0; c < COLUMNS; c++)
@@ -162,7 +205,7 @@ void main() {
             [[unroll]] for (uint r = 0; r < SUMS; r++)
                 [[unroll]] for (uint i = 0; i < RAW_WORDS; i++) raw[r][i] = next[r][i];
             if (s + 1 < SHARE) begin_load(first, s + 1);
-            else if (LOOPS > 1) begin_load(first + ROWS, 0);
+            else if (loop + 1 < LOOPS) begin_load(first + TEAMS * ROWS, 0);
             [[unroll]] for (uint r = 0; r < SUMS; r++) {
                 int q[CHUNK_FOURS];
                 vec2 f[DOT_SPANS];
@@ -183,28 +226,23 @@ void main() {
                 }
             }
         }
-        [[unroll]] for (uint c = 0; c < COLUMNS; c++) store_totals(sum[c], c);
-        barrier();
-        for (uint i = gl_LocalInvocationIndex; i < ROWS * COLUMNS; i += gl_WorkGroupSize.x) {
-            uint c = i / ROWS, r = i % ROWS, o = first + r;
-            if (o >= rows || column + c >= columns) continue;
-            float value = 0.0, other = 0.0, factor = 1.0;
-            for (uint s = 0; s < gl_NumSubgroups; s++) value += partial[c][r][s];
-            if (NORM) {
-                float total = 0.0;
-                for (uint s = 0; s < gl_NumSubgroups; s++) total += partial_square[c][s];
-                factor = inversesqrt(total / float(cols) + eps);
-            }
-            value *= factor;
-            if (GATED) {
-                for (uint s = 0; s < gl_NumSubgroups; s++) other += partial[c][ROWS + r][s];
-                value = nonlinearity(FUNCTION, value) * (other * factor);
-            }
-            uint64_t at = uint64_t(column + c) * stride + o;
-            if (has_bias != 0) value += Floats(bias + o * 4).at[0];
-            if (has_residual != 0) value += Floats(residual + at * 4).at[0];
-            Floats(out_ + at * 4).at[0] = value;
+        [[unroll]] for (uint c = 0; c < COLUMNS; c++) store_totals(sum[c], c, row);
+    }
+    barrier();
+    for (uint i = gl_LocalInvocationIndex; i < COLUMNS * TAKEN; i += gl_WorkGroupSize.x) {
+        uint c = i / TAKEN, o = start + i % TAKEN;
+        if (o >= rows || column + c >= columns) continue;
+        float factor = 1.0;
+        if (NORM) {
+            float total = 0.0;
+            for (uint s = 0; s < TEAMS * SUBGROUPS; s++) total += partial_square[c * TEAMS * SUBGROUPS + s];
+            factor = inversesqrt(total / float(cols) + eps);
         }
-        if (LOOPS > 1) barrier();
+        float value = team_total(i * PARTS) * factor;
+        if (GATED) value = nonlinearity(FUNCTION, value) * (team_total(i * PARTS + 1) * factor);
+        uint64_t at = uint64_t(column + c) * stride + o;
+        if (has_bias != 0) value += Floats(bias + o * 4).at[0];
+        if (has_residual != 0) value += Floats(residual + at * 4).at[0];
+        Floats(out_ + at * 4).at[0] = value;
     }
 }

@@ -7,6 +7,8 @@ pub struct Features {
     pub subgroup: u32,
     /// Bytes of memory that a workgroup can share.
     pub shared_bytes: u32,
+    /// Most threads of a workgroup.
+    pub max_threads: u32,
     /// Rows and columns of cooperative matrices (products of halves with sums in f32, over a
     /// subgroup), where the device has them.
     pub matrices: Option<u32>,
@@ -21,13 +23,14 @@ pub struct Features {
 /// Sizes of workgroups and tiles. Results do not depend on them beyond rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// Matrix rows that a workgroup of integer products takes together; twice as many where rows of the
-    /// matrix are short.
+    /// Matrix rows that a team of threads takes together in integer products.
     pub dot_rows: u32,
     /// Workgroups of integer products for which each takes rows more than once.
     pub dot_groups: u32,
-    /// Most threads of a workgroup of integer products.
+    /// Most threads of a team.
     pub dot_threads: u32,
+    /// Most threads of a workgroup of teams.
+    pub dot_workgroup: u32,
     /// Tile of products through cooperative matrices: rows of x and outputs of a workgroup, then of
     /// each of its subgroups, and columns.
     pub coop_tile: [u32; 5],
@@ -42,8 +45,9 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             dot_rows: 2,
-            dot_groups: 512,
+            dot_groups: 132,
             dot_threads: 256,
+            dot_workgroup: 512,
             coop_tile: [128, 128, 64, 32, 64],
             coop_groups: 100,
             unpack_rows: 64,

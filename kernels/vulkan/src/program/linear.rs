@@ -33,6 +33,80 @@ struct FewRows {
     outputs: u32,
 }
 
+/// Sizes of integer products with few rows, as `linear_dot.comp` has them.
+#[derive(Clone, Copy, Debug)]
+struct DotProducts {
+    /// Threads that share a row of the matrix.
+    team: u32,
+    /// Teams of a workgroup.
+    teams: u32,
+    /// Subgroups of a team.
+    subgroups: u32,
+    /// Chunks of x that a thread keeps for each of its rows.
+    share: u32,
+    /// Rows of x.
+    columns: u32,
+    /// Matrix rows that a team takes together, and how often.
+    rows: u32,
+    loops: u32,
+    /// Matrices that are multiplied.
+    parts: u32,
+}
+
+impl DotProducts {
+    /// A thread keeps at most this many chunks of x, over all its rows, in registers.
+    const CHUNKS: u32 = 4;
+    /// A team takes rows at most this often.
+    const LOOPS: u32 = 16;
+
+    fn new(matrix: &Weight, rows: u32, gated: bool, features: &Features) -> Self {
+        let Features { subgroup, tuning, shared_bytes, max_threads, .. } = *features;
+        let chunks = matrix.cols as u32 / 32;
+        let share = chunks.div_ceil(tuning.dot_threads.max(subgroup));
+        let team = chunks.div_ceil(share).next_multiple_of(subgroup);
+        let columns = rows.next_power_of_two().min((Self::CHUNKS / share).max(1));
+        let parts = if gated { 2 } else { 1 };
+        // Sums are reduced over the subgroup, no more of them than it has threads.
+        let together = tuning.dot_rows.min(subgroup / parts).max(1);
+        // The words of a chunk's bytes are dealt to as many threads, next to each other.
+        let most = (tuning.dot_workgroup.min(max_threads) / team).min(subgroup).clamp(1, 8);
+        let teams = if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 };
+        // As many workgroups as a GPU holds at once, if there is work for them: making x ready costs
+        // as much as several rows of the matrix.
+        let share_of_rows =
+            (matrix.rows as u32).div_ceil(together * teams * tuning.dot_groups.max(1));
+        let loops = share_of_rows.clamp(1, Self::LOOPS);
+        let subgroups = team / subgroup;
+        let mut kernel =
+            Self { team, teams, subgroups, share, columns, rows: together, loops, parts };
+        while kernel.shared_bytes() > shared_bytes && kernel.loops > 1 {
+            kernel.loops /= 2;
+        }
+        while kernel.shared_bytes() > shared_bytes && kernel.columns > 1 {
+            kernel.columns /= 2;
+        }
+        kernel
+    }
+
+    /// Rows of the matrix that a workgroup takes.
+    fn outputs(&self) -> u32 {
+        self.teams * self.rows * self.loops
+    }
+
+    /// Shared memory: both planes of a team's chunks and their units, then a sum of every subgroup for
+    /// each result, and of squares.
+    fn shared_bytes(&self) -> u32 {
+        let sums = self.parts * self.outputs() * self.subgroups + self.teams * self.subgroups;
+        self.team * (64 + 4) + self.columns * sums * 4
+    }
+
+    fn constants(&self) -> [u32; 10] {
+        let threads = self.team * self.teams;
+        let Self { rows, columns, share, loops, teams, subgroups, .. } = *self;
+        [threads, rows, columns, 0, 0, 0, share, loops, teams, subgroups]
+    }
+}
+
 /// Most elements of a matrix that is turned into halves as a whole.
 pub(super) const UNPACKED: usize = 1 << 28;
 
@@ -151,7 +225,7 @@ impl Emit<'_> {
 
     /// The kernel for products with `rows` rows of x. Constants 0 to 2 and those after 5 are set.
     fn few_rows_kernel(&self, matrix: &Weight, rows: u32, gated: bool) -> FewRows {
-        let Features { subgroup, integer_dot, tuning, .. } = self.program.features;
+        let Features { subgroup, integer_dot, .. } = self.program.features;
         let name = matrix.block.name();
         let dot = format!("linear_dot.{name}");
         if !integer_dot || self.program.form.exact || !has_shader(&dot) {
@@ -163,26 +237,12 @@ impl Emit<'_> {
                 outputs: SUBGROUPS * ROWS_PER_SUBGROUP,
             };
         }
-        // A thread keeps at most this many chunks of x, over all its rows, in registers.
-        const CHUNKS: u32 = 4;
-        let chunks = matrix.cols as u32 / 32;
-        let share = chunks.div_ceil(tuning.dot_threads.max(subgroup));
-        let threads = chunks.div_ceil(share).next_multiple_of(subgroup);
-        let columns = rows.next_power_of_two().min((CHUNKS / share).max(1));
-        // Sums are reduced over the subgroup, no more of them than it has threads.
-        let most = if gated { subgroup / 2 } else { subgroup };
-        // Workgroups of few threads take more rows, for as much work under way.
-        let wanted = if threads < 128 { tuning.dot_rows * 2 } else { tuning.dot_rows };
-        let each = wanted.min(most).max(1);
-        // Making x ready costs as much as several rows of the matrix: so workgroups take more of them
-        // as long as there are enough workgroups.
-        let times = (matrix.rows as u32 / (each * tuning.dot_groups.max(1))).clamp(1, 8);
-        let loops = if times.is_power_of_two() { times } else { times.next_power_of_two() / 2 };
+        let kernel = DotProducts::new(matrix, rows, gated, &self.program.features);
         FewRows {
             shader: dot,
-            constants: vec![threads, each, columns, 0, 0, 0, share, loops],
-            columns,
-            outputs: each * loops,
+            constants: kernel.constants().to_vec(),
+            columns: kernel.columns,
+            outputs: kernel.outputs(),
         }
     }
 
