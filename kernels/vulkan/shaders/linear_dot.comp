@@ -59,8 +59,8 @@ const uint TAKEN = TEAMS * LOOPS * ROWS;
 int high[COLUMNS][SHARE][CHUNK_FOURS];
 int low[COLUMNS][SHARE][CHUNK_FOURS];
 float unit[COLUMNS][SHARE];
-// Sums of x over the spans of a chunk.
-float span_sum[COLUMNS][SHARE][DOT_SPANS];
+// Sums of x over the spans of a chunk, in units.
+int span_sum[COLUMNS][SHARE][DOT_SPANS];
 
 // Both planes of a team's chunks on their way between threads: four words of each, twice.
 shared uint planes[TEAM * 2 * CHUNK_FOURS];
@@ -123,7 +123,7 @@ void take_planes(uint c, uint s, uint member) {
             sum_high = dotPacked4x8EXT(high[c][s][i], ONES) + sum_high;
             sum_low = dotPacked4x8EXT(low[c][s][i], ONES) + sum_low;
         }
-        span_sum[c][s][span] = float(sum_high * 128 + sum_low) * unit[c][s];
+        span_sum[c][s][span] = sum_high * 128 + sum_low;
     }
 }
 
@@ -164,9 +164,8 @@ void store_totals(inout float v[SUMS], uint c, uint row) {
         partial[((c * TAKEN + row) * PARTS + which) * SUBGROUPS + gl_SubgroupID % SUBGROUPS] = total;
 }
 
-// Codes of a thread's chunk of each row: those that are multiplied, and those on their way.
+// Codes of a thread's chunk of each row, on their way.
 uint raw[SUMS][RAW_WORDS];
-uint next[SUMS][RAW_WORDS];
 
 uint chunk_of(uint share) {
     // Chunks past the end have no x: any weights will do.
@@ -177,9 +176,7 @@ uint64_t row_of(uint first, uint r) {
     return row_address(GATED && r % PARTS == 1 ? up : weights, min(first + r / PARTS, rows - 1), cols);
 }
 
-void begin_load(uint first, uint share) {
-    [[unroll]] for (uint r = 0; r < SUMS; r++) load_dot(row_of(first, r), chunk_of(share), next[r]);
-}
+void begin_load(uint first, uint r, uint share) { load_dot(row_of(first, r), chunk_of(share), raw[r]); }
 
 // The sum over a team, of subgroup after subgroup.
 float team_total(uint at) {
@@ -192,7 +189,7 @@ void main() {
     uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * TAKEN;
     uint team = gl_LocalInvocationIndex / TEAM;
     // Weights are under way while x is made ready, and while those before them are multiplied.
-    begin_load(start + team * ROWS, 0);
+    [[unroll]] for (uint r = 0; r < SUMS; r++) begin_load(start + team * ROWS, r, 0);
     load_x(column);
     for (uint loop = 0; loop < LOOPS; loop++) {
         // Of the rows that the workgroup takes.
@@ -202,16 +199,15 @@ void main() {
         [[unroll]] for (uint c = 0; c < COLUMNS; c++)
             [[unroll]] for (uint r = 0; r < SUMS; r++) sum[c][r] = 0.0;
         [[unroll]] for (uint s = 0; s < SHARE; s++) {
-            [[unroll]] for (uint r = 0; r < SUMS; r++)
-                [[unroll]] for (uint i = 0; i < RAW_WORDS; i++) raw[r][i] = next[r][i];
-            if (s + 1 < SHARE) begin_load(first, s + 1);
-            else if (loop + 1 < LOOPS) begin_load(first + TEAMS * ROWS, 0);
             [[unroll]] for (uint r = 0; r < SUMS; r++) {
-                int q[CHUNK_FOURS];
-                vec2 f[DOT_SPANS];
-                decode_dot(raw[r], row_of(first, r), chunk_of(s), q, f);
+                int q[CHUNK_FOURS], scales[DOT_SPANS], least[DOT_SPANS];
+                vec2 f;
+                decode_dot(raw[r], row_of(first, r), chunk_of(s), q, scales, least, f);
+                // What this row has next is on its way while the others are multiplied.
+                if (s + 1 < SHARE) begin_load(first, r, s + 1);
+                else if (loop + 1 < LOOPS) begin_load(first + TEAMS * ROWS, r, 0);
                 [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                    float inner = 0.0;
+                    int inner = 0, offset = 0;
                     [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
                         int upper = 0, lower = 0;
                         [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
@@ -219,10 +215,12 @@ void main() {
                             upper += dotPacked4x8EXT(q[i], high[c][s][i]);
                             lower += dotPacked4x8EXT(q[i], low[c][s][i]);
                         }
-                        inner = fma(f[span].x, float(upper * 128 + lower), inner);
-                        sum[c][r] = fma(f[span].y, span_sum[c][s][span], sum[c][r]);
+                        int codes = upper * 128 + lower - DOT_ZERO * span_sum[c][s][span];
+                        inner += scales[span] * codes;
+                        offset += least[span] * span_sum[c][s][span];
                     }
-                    sum[c][r] = fma(inner, unit[c][s], sum[c][r]);
+                    float total = fma(f.x, float(inner), f.y * float(offset));
+                    sum[c][r] = fma(total, unit[c][s], sum[c][r]);
                 }
             }
         }

@@ -28,7 +28,7 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
         w[i] = fma(bytes_of(codes[i]), vec4(factor[upper]), vec4(offset[upper]));
 }
 
-// Integer products: the chunks of decode_chunk, whose two halves have a factor and an offset each.
+// Integer products: the chunks of decode_chunk, whose two halves have a scale and a minimum each.
 #define DOT_SPANS 2
 #define RAW_WORDS 8
 #define dot_element chunk_element
@@ -42,12 +42,11 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     }
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
-    vec2 factor, offset;
-    k_scales(uvec4(raw[0], raw[1], raw[2], raw[3]), chunk % 8 / 2, factor, offset);
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+                out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
+    k_dot(raw, chunk % 8 / 2, scale, least, f)
     [[unroll]] for (int i = 0; i < 4; i++) {
         q[i] = int(raw[4 + i] & 0x0f0f0f0f);
         q[4 + i] = int((raw[4 + i] >> 4) & 0x0f0f0f0f);
     }
-    [[unroll]] for (int s = 0; s < 2; s++) f[s] = vec2(factor[s], offset[s]);
 }

@@ -51,14 +51,13 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     }
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+                out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     uint quarter = chunk % 8 / 2;
-    vec2 factor, offset;
-    k_scales(uvec4(raw[0], raw[1], raw[2], raw[3]), quarter, factor, offset);
+    k_dot(raw, quarter, scale, least, f)
     [[unroll]] for (int i = 0; i < 4; i++) {
         uint codes = raw[4 + i], fifth = raw[8 + i] >> (2 * quarter);
         q[i] = int((codes & 0x0f0f0f0f) | ((fifth & 0x01010101) << 4));
         q[4 + i] = int(((codes >> 4) & 0x0f0f0f0f) | (((fifth >> 1) & 0x01010101) << 4));
     }
-    [[unroll]] for (int s = 0; s < 2; s++) f[s] = vec2(factor[s], offset[s]);
 }

@@ -41,6 +41,7 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
 // loaded are the aligned words that hold the codes, two by two with one more, then the scales, then
 // `d`.
 #define DOT_SPANS 4
+#define DOT_ZERO 32
 #define RAW_WORDS 13
 #define dot_element chunk_element
 
@@ -61,22 +62,22 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     raw[12] = uint(Halves(block + 208).at[0]);
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+                out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     // All parts of a block lie on the same side of a word's boundary.
     uint bits = misaligned_bits(row + chunk / 8 * BLOCK_BYTES);
     uint two[4][2];
     [[unroll]] for (int i = 0; i < 4; i++)
         [[unroll]] for (int j = 0; j < 2; j++) two[i][j] = straddling(raw[3 * i + j], raw[3 * i + j + 1], bits);
-    float d = half_value(raw[12]);
+    f = vec2(half_value(raw[12]), 0.0);
     // Scale of quarter i: byte 2 * i, or the next one for the upper half of the sub-blocks.
     uint upper = chunk_byte(chunk) / 16 * 8;
     [[unroll]] for (uint i = 0; i < 4; i++) {
-        int scale = bitfieldExtract(int(two[3][i / 2] >> upper), int(i % 2) * 16, 8);
-        float factor = d * float(scale);
+        scale[i] = bitfieldExtract(int(two[3][i / 2] >> upper), int(i % 2) * 16, 8);
+        least[i] = 0;
         [[unroll]] for (uint j = 0; j < 2; j++) {
             uint low = two[i % 2][j] >> (i / 2 * 4), high = two[2][j] >> (2 * i);
             q[2 * i + j] = int((low & 0x0f0f0f0f) | ((high & 0x03030303) << 4));
         }
-        f[i] = vec2(factor, -32.0 * factor);
     }
 }

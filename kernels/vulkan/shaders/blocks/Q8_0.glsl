@@ -22,8 +22,11 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     raw[9] = uint(Halves(block).at[0]);
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+                out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     uint bits = misaligned_bits(row + chunk * BLOCK_BYTES + 2);
     [[unroll]] for (int i = 0; i < 8; i++) q[i] = int(straddling(raw[i], raw[i + 1], bits));
-    f[0] = vec2(half_value(raw[9]), 0.0);
+    scale[0] = 1;
+    least[0] = 0;
+    f = vec2(half_value(raw[9]), 0.0);
 }

@@ -8,16 +8,33 @@ uint chunk_element(uint chunk, uint four) {
     return chunk / 8 * 256 + within / 2 * 64 + within % 2 * 16 + four % 4 * 4 + four / 4 * 32;
 }
 
-// Factors (x) and offsets (y) of sub-blocks 2 * quarter and 2 * quarter + 1.
-void k_scales(uvec4 head, uint quarter, out vec2 factor, out vec2 offset) {
-    vec2 d = unpackHalf2x16(head.x);
+// Scales and minimums of sub-blocks 2 * quarter and 2 * quarter + 1, in two bytes each.
+void k_bytes(uvec4 head, uint quarter, out uint scale, out uint least) {
     // Two bytes of each word: scales, minimums, and the low halves of both for the upper sub-blocks.
     uvec3 two = head.yzw >> (quarter % 2 * 16);
-    uint scale = two.x & 0x3f3f, least = two.y & 0x3f3f;
+    scale = two.x & 0x3f3f;
+    least = two.y & 0x3f3f;
     if (quarter >= 2) {
         scale = (two.z & 0x0f0f) | ((two.x >> 2) & 0x3030);
         least = ((two.z >> 4) & 0x0f0f) | ((two.y >> 2) & 0x3030);
     }
+}
+
+// Factors (x) and offsets (y) of the same.
+void k_scales(uvec4 head, uint quarter, out vec2 factor, out vec2 offset) {
+    uint scale, least;
+    k_bytes(head, quarter, scale, least);
+    vec2 d = unpackHalf2x16(head.x);
     factor = d.x * bytes_of(scale).xy;
     offset = -d.y * bytes_of(least).xy;
+}
+
+// The same for integer products, from the first four words of `raw`.
+#define k_dot(raw, quarter, scale, least, f) { \
+    uint scales, minimums; \
+    k_bytes(uvec4(raw[0], raw[1], raw[2], raw[3]), quarter, scales, minimums); \
+    scale = int[2](int(scales & 255), int(scales >> 8)); \
+    least = int[2](int(minimums & 255), int(minimums >> 8)); \
+    vec2 d = unpackHalf2x16(raw[0]); \
+    f = vec2(d.x, -d.y); \
 }

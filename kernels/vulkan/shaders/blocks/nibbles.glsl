@@ -51,7 +51,8 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     [[unroll]] for (int i = 0; i < RAW_WORDS; i++) raw[i] = codes.at[i];
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out vec2 f[DOT_SPANS]) {
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+                out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     uint64_t block = row + chunk * BLOCK_BYTES;
     uint fifth, bits = misaligned_bits(block + CODES);
     float factor, offset;
@@ -66,5 +67,7 @@ void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8], out
         q[i] = int(low);
         q[4 + i] = int(high);
     }
-    f[0] = vec2(factor, offset);
+    scale[0] = 1;
+    least[0] = 1;
+    f = vec2(factor, offset);
 }
