@@ -21,6 +21,7 @@ const SINGLE: &[(&str, &str, &[&str])] = &[
     ("rope", "rope", &[]),
     ("attention_in", "attention_in", &[]),
     ("attention_vec", "attention_vec", &[]),
+    ("attention_entry", "attention_vec", &["ENTRY"]),
     ("attention_coop", "attention_coop", &[]),
     ("rows", "rows", &[]),
     ("normalise", "normalise", &[]),

@@ -42,10 +42,10 @@ impl Profile {
         // SAFETY: `info` outlives the call.
         let pool = unsafe { context.raw.create_query_pool(&info, None) }
             .map_err(|result| context.error("vkCreateQueryPool", result))?;
-        // Products of one type differ in size: workgroups tell them apart.
+        // Products of one type differ in size: constants and workgroups tell them apart.
         let names = dispatches.iter().map(|dispatch| {
-            let [x, y, z] = dispatch.groups;
-            format!("{}[{x},{y},{z}]", dispatch.kernel.shader)
+            let kernel = &dispatch.kernel;
+            format!("{} {:?} x {:?}", kernel.shader, kernel.constants, dispatch.groups)
         });
         let names = names.collect();
         Ok(Some(Self { context: context.clone(), pool, names }))
@@ -96,10 +96,10 @@ impl Profile {
         let parts: Vec<String> = sums
             .iter()
             .map(|(name, (micros, count))| {
-                format!("{name} {count} x {:.1}", micros / *count as f64)
+                format!("{name}: {count} of {:.1}", micros / *count as f64)
             })
             .collect();
-        tracing::info!("{label}: {total:.0} us: {}", parts.join(", "));
+        tracing::info!("{label}: {total:.0} us: {}", parts.join("; "));
     }
 }
 

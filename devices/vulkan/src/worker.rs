@@ -58,6 +58,8 @@ pub(crate) struct VulkanWorker {
 #[derive(Default)]
 pub(crate) struct WorkerState {
     scratch: Growing,
+    /// Counters of attention: zero between runs, for every run leaves them so.
+    counters: Growing,
     step: Growing,
     words: Vec<u32>,
     /// Host buffers that recordings use; each import holds its buffer.
@@ -204,13 +206,20 @@ impl VulkanWorker {
             let reservation = memory.reserve(context.domain, Bytes(len), "scratch")?;
             transfers.local(len, Some(reservation))
         })?;
+        let counters =
+            self.state.counters.at_least(kernels.counter_bytes(counts).max(1 << 12), |len| {
+                let reservation = memory.reserve(context.domain, Bytes(len), "scratch")?;
+                let made = transfers.local(len, Some(reservation))?;
+                transfers.zero(&made)?;
+                Ok(made)
+            })?;
         let layout = StepLayout {
             tokens: u64::from(counts.tokens),
             sequences: u64::from(counts.sequences),
             outputs: u64::from(counts.outputs),
         };
         let halves = (groups, groups + halves, unpacked);
-        Ok(Parts { layout, scratch, step, slots, partials, halves })
+        Ok(Parts { layout, scratch, counters, step, slots, partials, halves })
     }
 
     fn record(
@@ -220,7 +229,7 @@ impl VulkanWorker {
         parts: &Parts,
     ) -> Result<Recording, DeviceError> {
         let mut bound = Vec::with_capacity(key.args.buffers.len());
-        let mut kept = vec![parts.scratch.clone(), parts.step.clone()];
+        let mut kept = vec![parts.scratch.clone(), parts.counters.clone(), parts.step.clone()];
         for view in &key.args.buffers {
             let allocation = self.allocation(&view.buffer)?;
             bound.push(allocation.address + view.range.start as u64);
@@ -245,6 +254,7 @@ impl VulkanWorker {
                 Place::Output(k) => bound[inputs + k],
                 Place::Kv(k) => bound[inputs + outputs + k],
                 Place::Slot(k) => scratch + slot_at[k],
+                Place::Counters => parts.counters.address,
                 Place::Partials => scratch + parts.slots,
                 Place::Groups => scratch + parts.partials,
                 Place::Halves => scratch + parts.halves.0,
@@ -340,6 +350,7 @@ impl VulkanWorker {
 struct Parts {
     layout: StepLayout,
     scratch: Arc<Allocation>,
+    counters: Arc<Allocation>,
     step: Arc<Allocation>,
     /// Offsets in `scratch`: end of the slots, end of attention's parts.
     slots: u64,

@@ -4,6 +4,10 @@
 // it sees several, each leaves per query head the mixture of the values, the largest score and the sum
 // of the exponentials, and counts itself; the last one to do so puts the splits together, in order. No
 // workgroup waits for another.
+//
+// With ENTRY, every row is the only one of its sequence, and queries, keys and values are as their
+// products left them: a workgroup norms and turns its queries, and the one of the split that the row
+// itself lies in stores the row's key and value before it reads them back.
 #include "common.glsl"
 #include "functions.glsl"
 
@@ -26,17 +30,34 @@ layout(constant_id = 9) const uint HEADS_AT_ONCE = 4;
 // whole pieces of 16 bytes.
 layout(constant_id = 10) const uint PIECE = 2;
 
+#ifdef ENTRY
+// As in attention_in.comp.
+layout(constant_id = 11) const uint LANES = 32;
+layout(constant_id = 12) const bool HALVES = false;
+layout(constant_id = 13) const bool NORM_QUERY = false;
+layout(constant_id = 14) const bool NORM_KEY = false;
+#include "heads.glsl"
+#endif
+
 layout(push_constant, std430) uniform Push {
     uint64_t query;
+#ifdef ENTRY
+    uint64_t key;
+    uint64_t value;
+    uint64_t query_weight;
+    uint64_t key_weight;
+    uint64_t turns;
+#else
     uint64_t positions;
     uint64_t row_sequences;
+#endif
     uint64_t sequences;
     uint64_t page_table;
     uint64_t pages;
     uint64_t out_;
     // Parts of rows that see several splits, from row `first_row` on.
     uint64_t parts;
-    // One for each row and KV head, zero before the step.
+    // One for each row and KV head, zero before and after.
     uint64_t counters;
     uint kv_heads;
     uint splits;
@@ -45,6 +66,11 @@ layout(push_constant, std430) uniform Push {
     float softcap;
     // Positions that a query sees, itself included; 0: all.
     uint window;
+#ifdef ENTRY
+    // Turned pairs of a head; the highest bit: long sequences have other angles.
+    uint pairs;
+    float eps;
+#endif
 };
 
 // What workgroups hand to each other.
@@ -231,11 +257,46 @@ void join(uint64_t part, uint64_t target, uint first, uint end) {
     }
 }
 
+#ifdef ENTRY
+// Makes the queries ready, and if the row lies in this workgroup's split, its key and value.
+void enter(uint row, uint kv_head, Words sequence, uint position, bool own) {
+    uint all = pairs & 0x7fffffff;
+    uint64_t table = turns_table(turns, all, pairs != all ? sequence.at[5] : 0);
+    for (uint head = gl_SubgroupID; head < GROUP + (own ? 2 : 0); head += gl_NumSubgroups) {
+        bool is_query = head < GROUP, is_value = head == GROUP + 1;
+        uint turned = is_value ? 0 : all;
+        uint64_t before = uint64_t(row) * kv_heads + kv_head;
+        if (is_query) before = before * GROUP + head;
+        read_head((is_query ? query : is_value ? value : key) + before * HEAD_DIM * 4, turned);
+        if (is_query ? NORM_QUERY : NORM_KEY && !is_value) norm_head(is_query ? query_weight : key_weight, eps);
+        if (turned != 0) turn_head(table, turned, position);
+        if (is_query) {
+            [[unroll]] for (uint n = 0; n < PER_LANE; n++) {
+                if (pair_of(n) >= HALF_DIM) continue;
+                [[unroll]] for (uint i = 0; i < 2; i++)
+                    queries[head * FOURS + places[n][i] / 4][places[n][i] % 4] = elements[n][i];
+            }
+        } else {
+            uint page = Words(page_table).at[sequence.at[3] + position / PAGE_TOKENS];
+            uint plane = (is_value ? kv_heads : 0) + kv_head, slot = position % PAGE_TOKENS;
+            store_head(pages, kv_element(page, plane, slot, kv_heads, PAGE_TOKENS, HEAD_DIM), turned);
+        }
+    }
+    // Seen by all threads of the workgroup after its next barrier.
+    memoryBarrierBuffer();
+}
+#endif
+
 void main() {
     uint threads = gl_WorkGroupSize.x, thread = gl_LocalInvocationIndex;
     uint kv_head = gl_WorkGroupID.x, split = gl_WorkGroupID.y, row = first_row + gl_WorkGroupID.z;
+#ifdef ENTRY
+    Words sequence = Words(sequences + row * 24);
+    uint position = sequence.at[2];
+#else
     uint position = Words(positions).at[row];
     Words sequence = Words(sequences + Words(row_sequences).at[row] * 24);
+#endif
     uint end = CAUSAL ? position + 1 : sequence.at[1] + sequence.at[2];
     uint begin = window != 0 && position + 1 > window ? position + 1 - window : 0;
     // Splits that the row sees.
@@ -248,8 +309,12 @@ void main() {
     uint64_t target = out_ + at * HEAD_DIM * 4;
     uint64_t part = parts + (uint64_t(gl_WorkGroupID.z) * heads + kv_head * GROUP) * splits * RECORD * 16;
 
+#ifdef ENTRY
+    enter(row, kv_head, sequence, position, split == position / SPLIT);
+#else
     for (uint i = thread; i < GROUP * FOURS; i += threads)
         queries[i] = Floats4(query + at * HEAD_DIM * 4).at[i];
+#endif
     shift = SPLIT % PAGE_TOKENS == 0 ? 0 : split * SPLIT % PAGE_TOKENS;
     uint first_page = sequence.at[3] + split * SPLIT / PAGE_TOKENS;
     for (uint i = thread; i * PAGE_TOKENS < shift + to; i += threads)
@@ -289,5 +354,6 @@ void main() {
     barrier();
     if (arrived != end_split - first_split - 1) return;
     memoryBarrierBuffer();
+    if (thread == 0) Counter(counters + (row * kv_heads + kv_head) * 4).at = 0;
     join(part, target, first_split, end_split);
 }

@@ -27,6 +27,8 @@ layout(constant_id = 7) const uint LOOPS = 1;
 // each.
 layout(constant_id = 8) const uint TEAMS = 1;
 layout(constant_id = 9) const uint SUBGROUPS = 4;
+// Turns of LOOPS after which sums are added up over the subgroup: divides LOOPS.
+layout(constant_id = 10) const uint TURNS = 1;
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -48,8 +50,9 @@ layout(push_constant, std430) uniform Push {
 };
 
 const uint PARTS = GATED ? 2 : 1;
-// Sums that a subgroup reduces together.
-const uint SUMS = PARTS * ROWS;
+// Rows of both matrices in a turn, and sums that a subgroup adds up together.
+const uint LINES = PARTS * ROWS;
+const uint SUMS = LINES * TURNS;
 const uint CHUNK_FOURS = 8;
 
 const uint TEAM = gl_WorkGroupSize.x / TEAMS;
@@ -165,7 +168,7 @@ void store_totals(inout float v[SUMS], uint c, uint row) {
 }
 
 // Codes of a thread's chunk of each row, on their way.
-uint raw[SUMS][RAW_WORDS];
+uint raw[LINES][RAW_WORDS];
 
 uint chunk_of(uint share) {
     // Chunks past the end have no x: any weights will do.
@@ -178,6 +181,22 @@ uint64_t row_of(uint first, uint r) {
 
 void begin_load(uint first, uint r, uint share) { load_dot(row_of(first, r), chunk_of(share), raw[r]); }
 
+// The product of a chunk of codes with share `s` of column `c`.
+float product(int q[CHUNK_FOURS], int scales[DOT_SPANS], int least[DOT_SPANS], vec2 f, uint c, uint s) {
+    int inner = 0, offset = 0;
+    [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
+        int upper = 0, lower = 0;
+        [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
+            uint i = span * (CHUNK_FOURS / DOT_SPANS) + j;
+            upper += dotPacked4x8EXT(q[i], high[c][s][i]);
+            lower += dotPacked4x8EXT(q[i], low[c][s][i]);
+        }
+        inner += scales[span] * (upper * 128 + lower - DOT_ZERO * span_sum[c][s][span]);
+        offset += least[span] * span_sum[c][s][span];
+    }
+    return fma(f.x, float(inner), f.y * float(offset)) * unit[c][s];
+}
+
 // The sum over a team, of subgroup after subgroup.
 float team_total(uint at) {
     float total = 0.0;
@@ -188,43 +207,33 @@ float team_total(uint at) {
 void main() {
     uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * TAKEN;
     uint team = gl_LocalInvocationIndex / TEAM;
+    // Of the rows that the workgroup takes, the team's first; a team's lie next to each other.
+    uint row = team * LOOPS * ROWS;
     // Weights are under way while x is made ready, and while those before them are multiplied.
-    [[unroll]] for (uint r = 0; r < SUMS; r++) begin_load(start + team * ROWS, r, 0);
+    [[unroll]] for (uint r = 0; r < LINES; r++) begin_load(start + row, r, 0);
     load_x(column);
-    for (uint loop = 0; loop < LOOPS; loop++) {
-        // Of the rows that the workgroup takes.
-        uint row = (loop * TEAMS + team) * ROWS, first = start + row;
-        if (first >= rows) break;
+    for (uint loop = 0; loop < LOOPS; loop += TURNS) {
+        if (start + row >= rows) break;
         float sum[COLUMNS][SUMS];
-        [[unroll]] for (uint c = 0; c < COLUMNS; c++)
-            [[unroll]] for (uint r = 0; r < SUMS; r++) sum[c][r] = 0.0;
-        [[unroll]] for (uint s = 0; s < SHARE; s++) {
-            [[unroll]] for (uint r = 0; r < SUMS; r++) {
-                int q[CHUNK_FOURS], scales[DOT_SPANS], least[DOT_SPANS];
-                vec2 f;
-                decode_dot(raw[r], row_of(first, r), chunk_of(s), q, scales, least, f);
-                // What this row has next is on its way while the others are multiplied.
-                if (s + 1 < SHARE) begin_load(first, r, s + 1);
-                else if (loop + 1 < LOOPS) begin_load(first + TEAMS * ROWS, r, 0);
-                [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-                    int inner = 0, offset = 0;
-                    [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
-                        int upper = 0, lower = 0;
-                        [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
-                            uint i = span * (CHUNK_FOURS / DOT_SPANS) + j;
-                            upper += dotPacked4x8EXT(q[i], high[c][s][i]);
-                            lower += dotPacked4x8EXT(q[i], low[c][s][i]);
-                        }
-                        int codes = upper * 128 + lower - DOT_ZERO * span_sum[c][s][span];
-                        inner += scales[span] * codes;
-                        offset += least[span] * span_sum[c][s][span];
-                    }
-                    float total = fma(f.x, float(inner), f.y * float(offset));
-                    sum[c][r] = fma(total, unit[c][s], sum[c][r]);
+        [[unroll]] for (uint turn = 0; turn < TURNS; turn++) {
+            uint first = start + row + turn * ROWS;
+            [[unroll]] for (uint c = 0; c < COLUMNS; c++)
+                [[unroll]] for (uint r = 0; r < LINES; r++) sum[c][turn * LINES + r] = 0.0;
+            [[unroll]] for (uint s = 0; s < SHARE; s++) {
+                [[unroll]] for (uint r = 0; r < LINES; r++) {
+                    int q[CHUNK_FOURS], scales[DOT_SPANS], least[DOT_SPANS];
+                    vec2 f;
+                    decode_dot(raw[r], row_of(first, r), chunk_of(s), q, scales, least, f);
+                    // What comes next here is on its way while the other rows are multiplied.
+                    if (s + 1 < SHARE) begin_load(first, r, s + 1);
+                    else if (turn + 1 < TURNS || loop + TURNS < LOOPS) begin_load(first + ROWS, r, 0);
+                    [[unroll]] for (uint c = 0; c < COLUMNS; c++)
+                        sum[c][turn * LINES + r] += product(q, scales, least, f, c, s);
                 }
             }
         }
         [[unroll]] for (uint c = 0; c < COLUMNS; c++) store_totals(sum[c], c, row);
+        row += TURNS * ROWS;
     }
     barrier();
     for (uint i = gl_LocalInvocationIndex; i < COLUMNS * TAKEN; i += gl_WorkGroupSize.x) {

@@ -88,7 +88,9 @@ pub enum Place {
     Tables,
     /// The step's rows.
     Step(StepField),
-    /// Counters of attention, and its parts before they are put together.
+    /// Counters of attention's workgroups: zero between launches, whoever uses them.
+    Counters,
+    /// Parts of attention before they are put together.
     Partials,
     /// Lists of the mixture of experts.
     Groups,

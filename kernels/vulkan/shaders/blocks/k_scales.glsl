@@ -10,14 +10,14 @@ uint chunk_element(uint chunk, uint four) {
 
 // Scales and minimums of sub-blocks 2 * quarter and 2 * quarter + 1, in two bytes each.
 void k_bytes(uvec4 head, uint quarter, out uint scale, out uint least) {
-    // Two bytes of each word: scales, minimums, and the low halves of both for the upper sub-blocks.
-    uvec3 two = head.yzw >> (quarter % 2 * 16);
-    scale = two.x & 0x3f3f;
-    least = two.y & 0x3f3f;
-    if (quarter >= 2) {
-        scale = (two.z & 0x0f0f) | ((two.x >> 2) & 0x3030);
-        least = ((two.z >> 4) & 0x0f0f) | ((two.y >> 2) & 0x3030);
-    }
+    // Two bytes of each word: scales, minimums, and the low halves of both for the upper sub-blocks,
+    // whose high bits are the highest of the lower ones' bytes. Nothing but `head` differs from row to
+    // row, so that the shifts and masks are made once.
+    bool upper = quarter >= 2;
+    uint at = quarter % 2 * 16, high = upper ? at + 2 : at;
+    uint high_mask = upper ? 0x3030 : 0x3f3f, low_mask = upper ? 0x0f0f : 0;
+    scale = ((head.y >> high) & high_mask) | ((head.w >> at) & low_mask);
+    least = ((head.z >> high) & high_mask) | ((head.w >> (at + 4)) & low_mask);
 }
 
 // Factors (x) and offsets (y) of the same.

@@ -4,7 +4,7 @@ use trefoil_graph::NodeIndex;
 use trefoil_graph::ops::{Attention, Rope, RopeStyle};
 
 use super::Emit;
-use crate::dispatch::{Counts, Dispatch, Features, Place, Spot, StepField};
+use crate::dispatch::{Counts, Dispatch, Features, Place, StepField};
 
 /// Positions that a workgroup of attention takes: the fixed boundaries of its sums, as
 /// `attention_vec.comp` has them.
@@ -63,19 +63,16 @@ fn rows_at_once(op: &Attention, counts: &Counts) -> u32 {
     (PARTIALS / row_bytes(op, counts).max(1)).clamp(1, u64::from(counts.tokens.max(1))) as u32
 }
 
-/// Bytes of the counters, before the parts.
-fn counter_bytes(op: &Attention, counts: &Counts) -> u64 {
-    (u64::from(counts.tokens) * op.kv_heads as u64 * 4).next_multiple_of(256)
+/// Bytes of the counters: none where each row sees one split.
+pub(super) fn counter_bytes(op: &Attention, counts: &Counts) -> u64 {
+    match counts.splits {
+        1 => 0,
+        _ => u64::from(counts.tokens) * op.kv_heads as u64 * 4,
+    }
 }
 
 pub(super) fn partial_bytes(op: &Attention, counts: &Counts) -> u64 {
-    match counts.splits {
-        1 => 0,
-        _ => {
-            let parts = row_bytes(op, counts) * u64::from(rows_at_once(op, counts));
-            counter_bytes(op, counts) + parts
-        }
-    }
+    row_bytes(op, counts) * u64::from(rows_at_once(op, counts))
 }
 
 impl Emit<'_> {
@@ -108,18 +105,14 @@ impl Emit<'_> {
             return;
         }
         let counts = self.counts;
-        let counters = self.attention_counters(op);
-        let ready = self.program.fusion.writes.get(&written);
-        if ready.is_none_or(|write| write.attention != Some(id)) {
-            self.clear_counters(op, counters);
-        }
+        let entry = self.entry(id, op, written);
         let workgroup = Workgroup::new(op, &self.program.features);
         let head_dim = op.head_dim as u32;
         // One load brings 16 bytes, or four halves.
         let fours = if counts.half && head_dim.is_multiple_of(8) { 2 } else { 1 };
         let pieces = head_dim / 4 / fours;
         let subgroup = self.program.features.subgroup;
-        let constants = [
+        let mut constants = vec![
             workgroup.threads,
             head_dim,
             (op.heads / op.kv_heads) as u32,
@@ -132,38 +125,47 @@ impl Emit<'_> {
             workgroup.heads_at_once,
             fours,
         ];
-        let parts = counters.map(|(place, _)| (place, counter_bytes(op, counts)));
+        let shader = match &entry {
+            Some(entry) => {
+                constants.push(subgroup);
+                constants.extend([entry.halves, entry.norm_query, entry.norm_key].map(u32::from));
+                "attention_entry"
+            }
+            None => "attention_vec",
+        };
+        let counted = |place| (counts.splits > 1).then_some((place, 0));
         let at_once = rows_at_once(op, counts);
         for first in (0..counts.tokens).step_by(at_once as usize) {
             let rows = at_once.min(counts.tokens - first);
             let groups = [op.kv_heads as u32, counts.splits, rows];
-            let dispatch = Dispatch::new("attention_vec", &constants, groups)
-                .read(self.tensor(query))
-                .read((Place::Step(StepField::Positions), 0))
-                .read((Place::Step(StepField::RowSequences), 0))
+            let mut dispatch = Dispatch::new(shader, &constants, groups);
+            dispatch = match &entry {
+                Some(entry) => entry.reads(dispatch),
+                None => dispatch
+                    .read(self.tensor(query))
+                    .read((Place::Step(StepField::Positions), 0))
+                    .read((Place::Step(StepField::RowSequences), 0)),
+            };
+            dispatch = dispatch
                 .read((Place::Step(StepField::Sequences), 0))
                 .read((Place::Step(StepField::Pages), 0))
-                .read((self.program.layout.kv_place(op.layer), 0))
+                .update((self.program.layout.kv_place(op.layer), 0))
                 .write(self.tensor(id))
-                .update_if(parts)
-                .update_if(counters)
+                .update_if(counted(Place::Partials))
+                .update_if(counted(Place::Counters))
                 .words([op.kv_heads as u32, counts.splits, first])
                 .words([op.scale, op.softcap.unwrap_or(0.0)].map(f32::to_bits))
                 .words([op.window.unwrap_or(0)]);
+            if let Some(entry) = &entry {
+                dispatch = dispatch.words([entry.pairs, entry.eps.to_bits()]);
+            }
             self.push(dispatch);
         }
     }
 
-    /// Where the counters are by which workgroups of single rows tell the last one; `None` where a
-    /// row has one workgroup for a KV head, or rows are not taken one by one.
-    pub(super) fn attention_counters(&self, op: &Attention) -> Option<Spot> {
-        let counted = self.counts.splits > 1 && self.attention_tiles(op).is_none();
-        counted.then_some((Place::Partials, 0))
-    }
-
     /// Edge of the cooperative matrices and number of subgroups for many rows at once; `None` where
     /// rows are few, or the shapes or formats do not fit.
-    fn attention_tiles(&self, op: &Attention) -> Option<(u32, u32)> {
+    pub(super) fn attention_tiles(&self, op: &Attention) -> Option<(u32, u32)> {
         let edge = self.coop_edge()?;
         let counts = self.counts;
         let fits = counts.half

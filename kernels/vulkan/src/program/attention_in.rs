@@ -65,7 +65,7 @@ impl Heads {
 /// What a KV write's kernel does.
 #[derive(Debug)]
 pub(super) struct AttentionIn {
-    /// The attention that comes next, whose counters the kernel sets back.
+    /// The attention that comes next and reads what was written; its own kernel may do all of this.
     pub(super) attention: Option<NodeIndex>,
     /// That attention's queries, where they are normed or turned on the way.
     pub(super) query: Option<Heads>,
@@ -128,30 +128,58 @@ impl Emit<'_> {
         }
     }
 
+    /// What attention's kernel does before its own work, where every row is the only one of its
+    /// sequence and the KV write comes right before it; else the KV write has a kernel of its own.
+    pub(super) fn entry(&self, id: NodeIndex, op: &Attention, written: NodeIndex) -> Option<Entry> {
+        let counts = self.counts;
+        let write = self.program.fusion.writes.get(&written)?;
+        let alone = counts.tokens == counts.sequences && self.attention_tiles(op).is_none();
+        let query = write.query.as_ref().filter(|_| write.attention == Some(id))?;
+        if !alone || !op.causal {
+            return None;
+        }
+        let (query_weight, query_eps) = self.head_norm(Some(query));
+        let (key_weight, key_eps) = self.head_norm(Some(&write.key));
+        let same_eps = query_weight.is_none() || key_weight.is_none() || query_eps == key_eps;
+        let rope = write.key.rope_op(self.graph());
+        let pairs = rope.map_or(0, |rope| rope.table.frequencies.len() as u32);
+        let long = rope.is_some_and(|rope| rope.table.long_frequencies.is_some());
+        let entry = Entry {
+            reads: [query.source, write.key.source, write.value].map(|x| self.tensor(x)),
+            weights: [query_weight, key_weight],
+            turns: rope.map(|rope| self.turns(&rope.table)),
+            halves: rope.is_some_and(|rope| rope.style == RopeStyle::Halves),
+            norm_query: query_weight.is_some(),
+            norm_key: key_weight.is_some(),
+            pairs: pairs | u32::from(long) << 31,
+            eps: if query_weight.is_some() { query_eps } else { key_eps },
+        };
+        same_eps.then_some(entry)
+    }
+
     /// The kernel of a KV write, with all that it absorbed.
     pub(super) fn attention_in(&mut self, id: NodeIndex, op: &KvWrite) {
         let write = &self.program.fusion.writes[&id];
         let graph = self.graph();
+        let in_entry = write.attention.is_some_and(|attention| match &graph.node(attention).op {
+            Op::Attention(op) => self.entry(attention, op, id).is_some(),
+            _ => false,
+        });
+        if in_entry {
+            return;
+        }
         let query = write.query.as_ref();
         let (query_weight, query_eps) = self.head_norm(query);
         let (key_weight, key_eps) = self.head_norm(Some(&write.key));
         let rope = write.key.rope_op(graph);
-        let counters = write.attention.and_then(|attention| match &graph.node(attention).op {
-            Op::Attention(op) => self.attention_counters(op),
-            _ => None,
-        });
         let heads = query.map_or(0, |query| self.width(query.result) / op.head_dim as u32);
-        let flags = Flags {
-            halves: rope.is_some_and(|rope| rope.style == RopeStyle::Halves),
-            norm_query: query_weight.is_some(),
-            norm_key: key_weight.is_some(),
-            store: true,
-        };
+        let norms = [query_weight.is_some(), key_weight.is_some()];
+        let halves = rope.is_some_and(|rope| rope.style == RopeStyle::Halves);
         let pairs = rope.map_or(0, |rope| rope.table.frequencies.len() as u32);
         let long = rope.is_some_and(|rope| rope.table.long_frequencies.is_some());
         let kv_heads = op.kv_heads as u32;
         let dispatch = self
-            .heads_kernel(heads + 2 * kv_heads, op.head_dim, &flags)
+            .heads_kernel(heads + 2 * kv_heads, op.head_dim, halves, norms)
             .read_if(query.map(|query| self.tensor(query.source)))
             .read(self.tensor(write.key.source))
             .read(self.tensor(write.value))
@@ -164,28 +192,18 @@ impl Emit<'_> {
             .read((Place::Step(StepField::Pages), 0))
             .write_if(query.map(|query| self.tensor(query.result)))
             .update((self.program.layout.kv_place(op.layer), 0))
-            .update_if(counters)
             .words([heads, kv_heads, pairs, u32::from(long)])
             .words([query_eps, key_eps].map(f32::to_bits));
         self.push(dispatch);
     }
 
-    /// Sets back the counters of an attention whose KV write did not.
-    pub(super) fn clear_counters(&mut self, op: &Attention, counters: Option<Spot>) {
-        if counters.is_none() {
-            return;
-        }
-        let flags = Flags { halves: false, norm_query: false, norm_key: false, store: false };
-        let kv_heads = op.kv_heads as u32;
-        let mut dispatch = self.heads_kernel(2 * kv_heads, op.head_dim, &flags);
-        for _ in 0..12 {
-            dispatch = dispatch.nowhere();
-        }
-        let dispatch = dispatch.update_if(counters).words([0, kv_heads, 0, 0, 0, 0]);
-        self.push(dispatch);
-    }
-
-    fn heads_kernel(&self, heads: u32, head_dim: usize, flags: &Flags) -> Dispatch {
+    fn heads_kernel(
+        &self,
+        heads: u32,
+        head_dim: usize,
+        halves: bool,
+        norms: [bool; 2],
+    ) -> Dispatch {
         let counts = self.counts;
         let subgroup = self.program.features.subgroup;
         let subgroups = if self.few(counts.tokens) { 1 } else { SUBGROUPS };
@@ -195,21 +213,37 @@ impl Emit<'_> {
             head_dim as u32,
             u32::from(counts.half),
             counts.page_tokens,
-            u32::from(flags.halves),
-            u32::from(flags.norm_query),
-            u32::from(flags.norm_key),
-            u32::from(flags.store),
+            u32::from(halves),
+            u32::from(norms[0]),
+            u32::from(norms[1]),
         ];
         Dispatch::new("attention_in", &constants, [heads.div_ceil(subgroups), counts.tokens, 1])
     }
 }
 
-/// What a variant of the kernel does.
-struct Flags {
-    halves: bool,
-    norm_query: bool,
-    norm_key: bool,
-    store: bool,
+/// What attention's kernel does with queries, keys and values before its own work.
+pub(super) struct Entry {
+    /// Queries, keys, values.
+    reads: [Spot; 3],
+    /// Weights of the norms of queries and keys.
+    weights: [Option<Spot>; 2],
+    turns: Option<Spot>,
+    /// Does the second element of a turned pair lie half of them behind the first?
+    pub(super) halves: bool,
+    pub(super) norm_query: bool,
+    pub(super) norm_key: bool,
+    /// Turned pairs; the highest bit: long sequences have other angles.
+    pub(super) pairs: u32,
+    pub(super) eps: f32,
+}
+
+impl Entry {
+    /// Adds what is read to a launch.
+    pub(super) fn reads(&self, dispatch: Dispatch) -> Dispatch {
+        let dispatch = self.reads.iter().fold(dispatch, |dispatch, &spot| dispatch.read(spot));
+        let optional = self.weights.into_iter().chain([self.turns]);
+        optional.fold(dispatch, Dispatch::read_if)
+    }
 }
 
 #[cfg(test)]

@@ -92,12 +92,13 @@ impl Fusion {
         })
     }
 
-    /// The node at whose turn a node's kernel runs.
+    /// The node at whose turn a node's kernel runs; the later one, where it depends on the step.
     pub(super) fn runs_at(&self, node: NodeIndex) -> NodeIndex {
         if let Some(&(sum, _)) = self.residual.get(&node) {
             return sum;
         }
         let inside = self.gate_of.get(&node).or_else(|| self.absorbed.get(&node));
-        inside.copied().unwrap_or(node)
+        let at = inside.copied().unwrap_or(node);
+        self.writes.get(&at).and_then(|write| write.attention).unwrap_or(at)
     }
 }

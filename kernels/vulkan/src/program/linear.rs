@@ -53,11 +53,18 @@ struct DotProducts {
     parts: u32,
 }
 
+/// The largest power of two that is at most `most`; 1 if there is none.
+fn below(most: u32) -> u32 {
+    1 << most.max(1).ilog2()
+}
+
 impl DotProducts {
     /// A thread keeps at most this many chunks of x, over all its rows, in registers.
     const CHUNKS: u32 = 4;
     /// A team takes rows at most this often.
     const LOOPS: u32 = 16;
+    /// Sums over all rows of x that a thread keeps before they are added up over the subgroup.
+    const SUMS: u32 = 16;
 
     fn new(matrix: &Weight, rows: u32, gated: bool, features: &Features) -> Self {
         let Features { subgroup, tuning, shared_bytes, max_threads, .. } = *features;
@@ -67,10 +74,9 @@ impl DotProducts {
         let columns = rows.next_power_of_two().min((Self::CHUNKS / share).max(1));
         let parts = if gated { 2 } else { 1 };
         // Sums are reduced over the subgroup, no more of them than it has threads.
-        let together = tuning.dot_rows.min(subgroup / parts).max(1);
+        let together = below(tuning.dot_rows.min(subgroup / parts));
         // The words of a chunk's bytes are dealt to as many threads, next to each other.
-        let most = (tuning.dot_workgroup.min(max_threads) / team).min(subgroup).clamp(1, 8);
-        let teams = if most.is_power_of_two() { most } else { most.next_power_of_two() / 2 };
+        let teams = below((tuning.dot_workgroup.min(max_threads) / team).min(subgroup).min(8));
         // As many workgroups as a GPU holds at once, if there is work for them: making x ready costs
         // as much as several rows of the matrix.
         let share_of_rows =
@@ -88,6 +94,15 @@ impl DotProducts {
         kernel
     }
 
+    /// Turns whose sums a subgroup adds up together: as many sums as it has threads, or
+    /// [`DotProducts::SUMS`].
+    fn turns(&self, subgroup: u32) -> u32 {
+        let most = Self::SUMS.min(subgroup) / (self.rows * self.parts * self.columns);
+        let turns =
+            [4, 2].into_iter().find(|turns| *turns <= most && self.loops.is_multiple_of(*turns));
+        turns.unwrap_or(1)
+    }
+
     /// Rows of the matrix that a workgroup takes.
     fn outputs(&self) -> u32 {
         self.teams * self.rows * self.loops
@@ -100,10 +115,10 @@ impl DotProducts {
         self.team * (64 + 4) + self.columns * sums * 4
     }
 
-    fn constants(&self) -> [u32; 10] {
+    fn constants(&self, subgroup: u32) -> [u32; 11] {
         let threads = self.team * self.teams;
         let Self { rows, columns, share, loops, teams, subgroups, .. } = *self;
-        [threads, rows, columns, 0, 0, 0, share, loops, teams, subgroups]
+        [threads, rows, columns, 0, 0, 0, share, loops, teams, subgroups, self.turns(subgroup)]
     }
 }
 
@@ -240,7 +255,7 @@ impl Emit<'_> {
         let kernel = DotProducts::new(matrix, rows, gated, &self.program.features);
         FewRows {
             shader: dot,
-            constants: kernel.constants().to_vec(),
+            constants: kernel.constants(subgroup).to_vec(),
             columns: kernel.columns,
             outputs: kernel.outputs(),
         }

@@ -85,6 +85,15 @@ impl Program {
         &self.layout.kv_layers
     }
 
+    /// Bytes for counters of attention in a step of these sizes.
+    pub fn counter_bytes(&self, counts: &Counts) -> u64 {
+        let ops = self.nodes.iter().filter_map(|&node| match &self.graph.node(node).op {
+            Op::Attention(op) => Some(attention::counter_bytes(op, counts)),
+            _ => None,
+        });
+        ops.max().unwrap_or(0)
+    }
+
     /// Bytes for parts of attention in a step of these sizes.
     pub fn partial_bytes(&self, counts: &Counts) -> u64 {
         let ops = self.nodes.iter().filter_map(|&node| match &self.graph.node(node).op {
