@@ -283,7 +283,7 @@ void enter(uint row, uint kv_head, Words sequence, uint position, bool own) {
         }
     }
     // Seen by all threads of the workgroup after its next barrier.
-    memoryBarrierBuffer();
+    groupMemoryBarrier();
 }
 #endif
 

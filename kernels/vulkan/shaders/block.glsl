@@ -8,11 +8,11 @@
 //   CHUNK, decode_chunk(row, chunk, w), chunk_element(chunk, four): the column of the first of the
 //   four elements in w[four].
 // and, for products in whole numbers, where its codes have at most eight bits,
-//   RAW_WORDS, load_dot(row, chunk, raw): what a thread loads for 32 elements;
-//   DOT_SPANS, dot_element(chunk, four), decode_dot(raw, row, chunk, q, scale, least, f): their codes as
-//   signed bytes, eight words in DOT_SPANS equal parts, in each of which an element is
-//   f.x * scale * (code - DOT_ZERO) + f.y * least. Sums of 32 times scale * (code - DOT_ZERO) * 16319 and
-//   least * 16319 must fit 32 bits.
+//   DOT_FOURS, dot_element(chunk, four): a chunk is DOT_FOURS times four elements, and where they lie;
+//   RAW_WORDS, load_dot(row, chunk, raw): what a thread loads for one;
+//   DOT_SPANS, decode_dot(raw, row, chunk, q, scale, least, f): its codes as signed bytes, DOT_FOURS words
+//   in DOT_SPANS equal parts, in each of which an element is f.x * scale * (code - DOT_ZERO) + f.y * least;
+//   DOT_TOGETHER: spans over which sums of scale * (code - DOT_ZERO) * 16319 fit 32 bits.
 // `row` is the address of a row's first byte. Formats with a codebook take it from the push constant
 // `tables` (src/tables.rs has its layout), which is declared further down than this file is included;
 // so their decode_run is a macro that names it where it is used, and the default decode_chunk is too.
@@ -27,6 +27,9 @@ uint chunk_element(uint chunk, uint four) { return chunk * RUN + four * 4; }
 
 #ifndef DOT_ZERO
 #define DOT_ZERO 0
+#endif
+#ifndef DOT_TOGETHER
+#define DOT_TOGETHER DOT_SPANS
 #endif
 
 uint64_t row_address(uint64_t weights, uint row, uint cols) {

@@ -23,12 +23,10 @@ layout(constant_id = 5) const bool NORM = false;
 // Chunks of x that a thread keeps.
 layout(constant_id = 6) const uint SHARE = 1;
 layout(constant_id = 7) const uint LOOPS = 1;
-// Teams of a workgroup: a power of two, at most the eight words of a chunk's bytes; and the subgroups of
+// Teams of a workgroup: a power of two, at most a chunk's words; and the subgroups of
 // each.
 layout(constant_id = 8) const uint TEAMS = 1;
 layout(constant_id = 9) const uint SUBGROUPS = 4;
-// Turns of LOOPS after which sums are added up over the subgroup: divides LOOPS.
-layout(constant_id = 10) const uint TURNS = 1;
 
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
@@ -50,23 +48,21 @@ layout(push_constant, std430) uniform Push {
 };
 
 const uint PARTS = GATED ? 2 : 1;
-// Rows of both matrices in a turn, and sums that a subgroup adds up together.
+// Rows of both matrices that a team takes together.
 const uint LINES = PARTS * ROWS;
-const uint SUMS = LINES * TURNS;
-const uint CHUNK_FOURS = 8;
 
 const uint TEAM = gl_WorkGroupSize.x / TEAMS;
 // Rows that the workgroup takes.
 const uint TAKEN = TEAMS * LOOPS * ROWS;
 
-int high[COLUMNS][SHARE][CHUNK_FOURS];
-int low[COLUMNS][SHARE][CHUNK_FOURS];
+int high[COLUMNS][SHARE][DOT_FOURS];
+int low[COLUMNS][SHARE][DOT_FOURS];
 float unit[COLUMNS][SHARE];
 // Sums of x over the spans of a chunk, in units.
 int span_sum[COLUMNS][SHARE][DOT_SPANS];
 
 // Both planes of a team's chunks on their way between threads: four words of each, twice.
-shared uint planes[TEAM * 2 * CHUNK_FOURS];
+shared uint planes[TEAM * 2 * DOT_FOURS];
 shared float units[TEAM];
 shared float partial[COLUMNS * PARTS * TAKEN * SUBGROUPS];
 shared float partial_square[COLUMNS * TEAMS * SUBGROUPS];
@@ -81,11 +77,11 @@ uint packed(ivec4 v) {
 // Makes share `s` of column `c` in `planes`, TEAMS threads a chunk, and returns the sum of the squares
 // of this thread's elements.
 float make_planes(uint c, uint column, uint s) {
-    const uint FOURS = CHUNK_FOURS / TEAMS;
+    const uint FOURS = DOT_FOURS / TEAMS;
     uint64_t values = x + uint64_t(min(column, columns - 1)) * cols * 4;
     uint local = gl_LocalInvocationIndex / TEAMS, piece = gl_LocalInvocationIndex % TEAMS;
     uint chunk = s * TEAM + local;
-    bool inside = chunk < cols / 32;
+    bool inside = chunk < cols / (4 * DOT_FOURS);
     vec4 v[FOURS];
     float most = 0.0, square = 0.0;
     [[unroll]] for (uint i = 0; i < FOURS; i++) {
@@ -105,9 +101,9 @@ float make_planes(uint c, uint column, uint s) {
     if (piece == 0) units[local] = most / 16319.0;
     [[unroll]] for (uint i = 0; i < FOURS; i++) {
         ivec4 whole = ivec4(round(v[i] * inverse)), upper = (whole + 64) >> 7;
-        uint at = local * 2 * CHUNK_FOURS + piece * FOURS + i;
+        uint at = local * 2 * DOT_FOURS + piece * FOURS + i;
         planes[at] = packed(upper);
-        planes[at + CHUNK_FOURS] = packed(whole - upper * 128);
+        planes[at + DOT_FOURS] = packed(whole - upper * 128);
     }
     return square;
 }
@@ -115,14 +111,14 @@ float make_planes(uint c, uint column, uint s) {
 // Takes this thread's chunk out of `planes`.
 void take_planes(uint c, uint s, uint member) {
     unit[c][s] = units[member];
-    [[unroll]] for (uint i = 0; i < CHUNK_FOURS; i++) {
-        high[c][s][i] = int(planes[member * 2 * CHUNK_FOURS + i]);
-        low[c][s][i] = int(planes[member * 2 * CHUNK_FOURS + CHUNK_FOURS + i]);
+    [[unroll]] for (uint i = 0; i < DOT_FOURS; i++) {
+        high[c][s][i] = int(planes[member * 2 * DOT_FOURS + i]);
+        low[c][s][i] = int(planes[member * 2 * DOT_FOURS + DOT_FOURS + i]);
     }
     [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
         int sum_high = 0, sum_low = 0;
-        [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
-            uint i = span * (CHUNK_FOURS / DOT_SPANS) + j;
+        [[unroll]] for (uint j = 0; j < DOT_FOURS / DOT_SPANS; j++) {
+            uint i = span * (DOT_FOURS / DOT_SPANS) + j;
             sum_high = dotPacked4x8EXT(high[c][s][i], ONES) + sum_high;
             sum_low = dotPacked4x8EXT(low[c][s][i], ONES) + sum_low;
         }
@@ -147,12 +143,12 @@ void load_x(uint column) {
     }
 }
 
-// Adds up SUMS numbers (a power of two, at most a subgroup's threads) over the subgroup: lanes trade
-// halves of what they hold, until each group of size / SUMS lanes has one sum of which to make the total.
+// Adds up LINES numbers (a power of two, at most a subgroup's threads) over the subgroup: lanes trade
+// halves of what they hold, until each group of size / LINES lanes has one sum of which to make the total.
 // `row` is the first of them among those that the workgroup takes.
-void store_totals(inout float v[SUMS], uint c, uint row) {
+void store_totals(inout float v[LINES], uint c, uint row) {
     uint lane = gl_SubgroupInvocationID, bit = gl_SubgroupSize / 2, which = 0;
-    [[unroll]] for (uint half_ = SUMS / 2; half_ >= 1; half_ /= 2) {
+    [[unroll]] for (uint half_ = LINES / 2; half_ >= 1; half_ /= 2) {
         bool upper = (lane & bit) != 0;
         [[unroll]] for (uint i = 0; i < half_; i++) {
             float give = upper ? v[i] : v[i + half_], keep = upper ? v[i + half_] : v[i];
@@ -163,7 +159,7 @@ void store_totals(inout float v[SUMS], uint c, uint row) {
     }
     float total = v[0];
     for (; bit >= 1; bit /= 2) total += subgroupShuffleXor(total, bit);
-    if ((lane & (gl_SubgroupSize / SUMS - 1)) == 0)
+    if ((lane & (gl_SubgroupSize / LINES - 1)) == 0)
         partial[((c * TAKEN + row) * PARTS + which) * SUBGROUPS + gl_SubgroupID % SUBGROUPS] = total;
 }
 
@@ -172,7 +168,7 @@ uint raw[LINES][RAW_WORDS];
 
 uint chunk_of(uint share) {
     // Chunks past the end have no x: any weights will do.
-    return min(share * TEAM + gl_LocalInvocationIndex % TEAM, cols / 32 - 1);
+    return min(share * TEAM + gl_LocalInvocationIndex % TEAM, cols / (4 * DOT_FOURS) - 1);
 }
 
 uint64_t row_of(uint first, uint r) {
@@ -182,19 +178,23 @@ uint64_t row_of(uint first, uint r) {
 void begin_load(uint first, uint r, uint share) { load_dot(row_of(first, r), chunk_of(share), raw[r]); }
 
 // The product of a chunk of codes with share `s` of column `c`.
-float product(int q[CHUNK_FOURS], int scales[DOT_SPANS], int least[DOT_SPANS], vec2 f, uint c, uint s) {
-    int inner = 0, offset = 0;
-    [[unroll]] for (uint span = 0; span < DOT_SPANS; span++) {
-        int upper = 0, lower = 0;
-        [[unroll]] for (uint j = 0; j < CHUNK_FOURS / DOT_SPANS; j++) {
-            uint i = span * (CHUNK_FOURS / DOT_SPANS) + j;
-            upper += dotPacked4x8EXT(q[i], high[c][s][i]);
-            lower += dotPacked4x8EXT(q[i], low[c][s][i]);
+float product(int q[DOT_FOURS], int scales[DOT_SPANS], int least[DOT_SPANS], vec2 f, uint c, uint s) {
+    float total = 0.0;
+    [[unroll]] for (uint first = 0; first < DOT_SPANS; first += DOT_TOGETHER) {
+        int inner = 0, offset = 0;
+        [[unroll]] for (uint span = first; span < first + DOT_TOGETHER; span++) {
+            int upper = 0, lower = 0;
+            [[unroll]] for (uint j = 0; j < DOT_FOURS / DOT_SPANS; j++) {
+                uint i = span * (DOT_FOURS / DOT_SPANS) + j;
+                upper += dotPacked4x8EXT(q[i], high[c][s][i]);
+                lower += dotPacked4x8EXT(q[i], low[c][s][i]);
+            }
+            inner += scales[span] * (upper * 128 + lower - DOT_ZERO * span_sum[c][s][span]);
+            offset += least[span] * span_sum[c][s][span];
         }
-        inner += scales[span] * (upper * 128 + lower - DOT_ZERO * span_sum[c][s][span]);
-        offset += least[span] * span_sum[c][s][span];
+        total = fma(f.x, float(inner), fma(f.y, float(offset), total));
     }
-    return fma(f.x, float(inner), f.y * float(offset)) * unit[c][s];
+    return total * unit[c][s];
 }
 
 // The sum over a team, of subgroup after subgroup.
@@ -207,33 +207,29 @@ float team_total(uint at) {
 void main() {
     uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * TAKEN;
     uint team = gl_LocalInvocationIndex / TEAM;
-    // Of the rows that the workgroup takes, the team's first; a team's lie next to each other.
-    uint row = team * LOOPS * ROWS;
     // Weights are under way while x is made ready, and while those before them are multiplied.
-    [[unroll]] for (uint r = 0; r < LINES; r++) begin_load(start + row, r, 0);
+    [[unroll]] for (uint r = 0; r < LINES; r++) begin_load(start + team * ROWS, r, 0);
     load_x(column);
-    for (uint loop = 0; loop < LOOPS; loop += TURNS) {
-        if (start + row >= rows) break;
-        float sum[COLUMNS][SUMS];
-        [[unroll]] for (uint turn = 0; turn < TURNS; turn++) {
-            uint first = start + row + turn * ROWS;
-            [[unroll]] for (uint c = 0; c < COLUMNS; c++)
-                [[unroll]] for (uint r = 0; r < LINES; r++) sum[c][turn * LINES + r] = 0.0;
-            [[unroll]] for (uint s = 0; s < SHARE; s++) {
-                [[unroll]] for (uint r = 0; r < LINES; r++) {
-                    int q[CHUNK_FOURS], scales[DOT_SPANS], least[DOT_SPANS];
-                    vec2 f;
-                    decode_dot(raw[r], row_of(first, r), chunk_of(s), q, scales, least, f);
-                    // What comes next here is on its way while the other rows are multiplied.
-                    if (s + 1 < SHARE) begin_load(first, r, s + 1);
-                    else if (turn + 1 < TURNS || loop + TURNS < LOOPS) begin_load(first + ROWS, r, 0);
-                    [[unroll]] for (uint c = 0; c < COLUMNS; c++)
-                        sum[c][turn * LINES + r] += product(q, scales, least, f, c, s);
-                }
+    for (uint loop = 0; loop < LOOPS; loop++) {
+        // Of the rows that the workgroup takes.
+        uint row = (loop * TEAMS + team) * ROWS, first = start + row;
+        if (first >= rows) break;
+        float sum[COLUMNS][LINES];
+        [[unroll]] for (uint c = 0; c < COLUMNS; c++)
+            [[unroll]] for (uint r = 0; r < LINES; r++) sum[c][r] = 0.0;
+        [[unroll]] for (uint s = 0; s < SHARE; s++) {
+            [[unroll]] for (uint r = 0; r < LINES; r++) {
+                int q[DOT_FOURS], scales[DOT_SPANS], least[DOT_SPANS];
+                vec2 f;
+                decode_dot(raw[r], row_of(first, r), chunk_of(s), q, scales, least, f);
+                // What comes next here is on its way while the other rows are multiplied.
+                if (s + 1 < SHARE) begin_load(first, r, s + 1);
+                else if (loop + 1 < LOOPS) begin_load(first + TEAMS * ROWS, r, 0);
+                [[unroll]] for (uint c = 0; c < COLUMNS; c++)
+                    sum[c][r] += product(q, scales, least, f, c, s);
             }
         }
         [[unroll]] for (uint c = 0; c < COLUMNS; c++) store_totals(sum[c], c, row);
-        row += TURNS * ROWS;
     }
     barrier();
     for (uint i = gl_LocalInvocationIndex; i < COLUMNS * TAKEN; i += gl_WorkGroupSize.x) {

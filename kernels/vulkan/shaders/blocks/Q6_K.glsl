@@ -37,47 +37,49 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
     [[unroll]] for (uint i = 0; i < 4; i++) w[i] = decode_four(low[i], high[i], factor);
 }
 
-// Integer products: the chunks of decode_chunk, eight elements of each of four sub-blocks. What is
-// loaded are the aligned words that hold the codes, two by two with one more, then the scales, then
-// `d`.
+// Integer products: a chunk is 16 elements of each of four sub-blocks of a half block, which have a scale
+// each. What is loaded are the aligned words that hold the codes, four by four with one more, then the
+// scales, then `d`.
+#define DOT_FOURS 16
 #define DOT_SPANS 4
 #define DOT_ZERO 32
-#define RAW_WORDS 13
-#define dot_element chunk_element
+#define DOT_TOGETHER 2
+#define RAW_WORDS 19
 
-uint64_t dot_codes(uint64_t block, uint chunk) { return block + chunk_half(chunk) * 64 + chunk_byte(chunk); }
-uint64_t dot_high(uint64_t block, uint chunk) { return block + 128 + chunk_half(chunk) * 32 + chunk_byte(chunk); }
-
-void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
-    uint64_t block = row + chunk / 8 * BLOCK_BYTES, codes = dot_codes(block, chunk);
-    Words even = aligned_words(codes), odd = aligned_words(codes + 32);
-    Words high = aligned_words(dot_high(block, chunk));
-    Words scales = aligned_words(block + 192 + chunk_half(chunk) * 8);
-    [[unroll]] for (int i = 0; i < 3; i++) {
-        raw[i] = even.at[i];
-        raw[3 + i] = odd.at[i];
-        raw[6 + i] = high.at[i];
-        raw[9 + i] = scales.at[i];
-    }
-    raw[12] = uint(Halves(block + 208).at[0]);
+uint dot_element(uint chunk, uint four) {
+    return chunk / 2 * 128 + four / 4 * 32 + chunk % 2 * 16 + four % 4 * 4;
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
+    uint64_t block = row + chunk / 4 * BLOCK_BYTES;
+    uint part = chunk / 2 % 2, first = chunk % 2 * 16;
+    Words even = aligned_words(block + part * 64 + first), odd = aligned_words(block + part * 64 + 32 + first);
+    Words high = aligned_words(block + 128 + part * 32 + first), scales = aligned_words(block + 192 + part * 8);
+    [[unroll]] for (int i = 0; i < 5; i++) {
+        raw[i] = even.at[i];
+        raw[5 + i] = odd.at[i];
+        raw[10 + i] = high.at[i];
+    }
+    [[unroll]] for (int i = 0; i < 3; i++) raw[15 + i] = scales.at[i];
+    raw[18] = uint(Halves(block + 208).at[0]);
+}
+
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[DOT_FOURS],
                 out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     // All parts of a block lie on the same side of a word's boundary.
-    uint bits = misaligned_bits(row + chunk / 8 * BLOCK_BYTES);
-    uint two[4][2];
-    [[unroll]] for (int i = 0; i < 4; i++)
-        [[unroll]] for (int j = 0; j < 2; j++) two[i][j] = straddling(raw[3 * i + j], raw[3 * i + j + 1], bits);
-    f = vec2(half_value(raw[12]), 0.0);
-    // Scale of quarter i: byte 2 * i, or the next one for the upper half of the sub-blocks.
-    uint upper = chunk_byte(chunk) / 16 * 8;
-    [[unroll]] for (uint i = 0; i < 4; i++) {
-        scale[i] = bitfieldExtract(int(two[3][i / 2] >> upper), int(i % 2) * 16, 8);
-        least[i] = 0;
-        [[unroll]] for (uint j = 0; j < 2; j++) {
-            uint low = two[i % 2][j] >> (i / 2 * 4), high = two[2][j] >> (2 * i);
-            q[2 * i + j] = int((low & 0x0f0f0f0f) | ((high & 0x03030303) << 4));
+    uint bits = misaligned_bits(row + chunk / 4 * BLOCK_BYTES);
+    f = vec2(half_value(raw[18]), 0.0);
+    [[unroll]] for (uint j = 0; j < 4; j++) {
+        uint high = straddling(raw[10 + j], raw[11 + j], bits);
+        [[unroll]] for (uint i = 0; i < 4; i++) {
+            uint from = i % 2 * 5 + j, low = straddling(raw[from], raw[from + 1], bits) >> (i / 2 * 4);
+            q[4 * i + j] = int((low & 0x0f0f0f0f) | (((high >> (2 * i)) & 0x03030303) << 4));
         }
+    }
+    // Scale of quarter i: byte 2 * i, or the next one for the upper 16 elements.
+    [[unroll]] for (uint i = 0; i < 4; i++) {
+        uint two = straddling(raw[15 + i / 2], raw[16 + i / 2], bits) >> (chunk % 2 * 8);
+        scale[i] = bitfieldExtract(int(two), int(i % 2) * 16, 8);
+        least[i] = 0;
     }
 }

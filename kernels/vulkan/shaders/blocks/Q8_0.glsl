@@ -11,6 +11,7 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
 }
 
 // Integer products: a whole block. What is loaded are the aligned words that hold it.
+#define DOT_FOURS 8
 #define DOT_SPANS 1
 #define RAW_WORDS 10
 uint dot_element(uint chunk, uint four) { return chunk * 32 + four * 4; }
@@ -22,7 +23,7 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     raw[9] = uint(Halves(block).at[0]);
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[DOT_FOURS],
                 out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     uint bits = misaligned_bits(row + chunk * BLOCK_BYTES + 2);
     [[unroll]] for (int i = 0; i < 8; i++) q[i] = int(straddling(raw[i], raw[i + 1], bits));

@@ -29,7 +29,12 @@ void k_scales(uvec4 head, uint quarter, out vec2 factor, out vec2 offset) {
     offset = -d.y * bytes_of(least).xy;
 }
 
-// The same for integer products, from the first four words of `raw`.
+// Integer products: a chunk is a quarter of a block, whose two sub-blocks have a scale and a minimum each.
+#define DOT_FOURS 16
+#define DOT_SPANS 2
+uint dot_element(uint chunk, uint four) { return chunk * 64 + four * 4; }
+
+// They are in the first four words of `raw`.
 #define k_dot(raw, quarter, scale, least, f) { \
     uint scales, minimums; \
     k_bytes(uvec4(raw[0], raw[1], raw[2], raw[3]), quarter, scales, minimums); \

@@ -42,6 +42,7 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
 
 // Integer products: a whole block. What is loaded are the aligned words that hold its codes; the head
 // is short and read when it is needed.
+#define DOT_FOURS 8
 #define DOT_SPANS 1
 #define RAW_WORDS 5
 uint dot_element(uint chunk, uint four) { return chunk * 32 + four * 4; }
@@ -51,7 +52,7 @@ void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
     [[unroll]] for (int i = 0; i < RAW_WORDS; i++) raw[i] = codes.at[i];
 }
 
-void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[8],
+void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[DOT_FOURS],
                 out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
     uint64_t block = row + chunk * BLOCK_BYTES;
     uint fifth, bits = misaligned_bits(block + CODES);

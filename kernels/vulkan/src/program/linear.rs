@@ -42,6 +42,8 @@ struct DotProducts {
     teams: u32,
     /// Subgroups of a team.
     subgroups: u32,
+    /// Elements of a chunk.
+    chunk: u32,
     /// Chunks of x that a thread keeps for each of its rows.
     share: u32,
     /// Rows of x.
@@ -53,25 +55,32 @@ struct DotProducts {
     parts: u32,
 }
 
+/// Elements of a row that a thread takes together, as the blocks' DOT_FOURS says.
+fn dot_chunk(block: BlockType) -> u32 {
+    match block {
+        BlockType::Q4_K | BlockType::Q5_K | BlockType::Q6_K => 64,
+        _ => 32,
+    }
+}
+
 /// The largest power of two that is at most `most`; 1 if there is none.
 fn below(most: u32) -> u32 {
     1 << most.max(1).ilog2()
 }
 
 impl DotProducts {
-    /// A thread keeps at most this many chunks of x, over all its rows, in registers.
-    const CHUNKS: u32 = 4;
+    /// A thread keeps at most this many elements of x, over all its rows, in registers.
+    const ELEMENTS: u32 = 128;
     /// A team takes rows at most this often.
     const LOOPS: u32 = 16;
-    /// Sums over all rows of x that a thread keeps before they are added up over the subgroup.
-    const SUMS: u32 = 16;
 
     fn new(matrix: &Weight, rows: u32, gated: bool, features: &Features) -> Self {
         let Features { subgroup, tuning, shared_bytes, max_threads, .. } = *features;
-        let chunks = matrix.cols as u32 / 32;
+        let chunk = dot_chunk(matrix.block);
+        let chunks = matrix.cols as u32 / chunk;
         let share = chunks.div_ceil(tuning.dot_threads.max(subgroup));
         let team = chunks.div_ceil(share).next_multiple_of(subgroup);
-        let columns = rows.next_power_of_two().min((Self::CHUNKS / share).max(1));
+        let columns = rows.next_power_of_two().min((Self::ELEMENTS / (share * chunk)).max(1));
         let parts = if gated { 2 } else { 1 };
         // Sums are reduced over the subgroup, no more of them than it has threads.
         let together = below(tuning.dot_rows.min(subgroup / parts));
@@ -84,7 +93,7 @@ impl DotProducts {
         let loops = share_of_rows.clamp(1, Self::LOOPS);
         let subgroups = team / subgroup;
         let mut kernel =
-            Self { team, teams, subgroups, share, columns, rows: together, loops, parts };
+            Self { team, teams, subgroups, chunk, share, columns, rows: together, loops, parts };
         while kernel.shared_bytes() > shared_bytes && kernel.loops > 1 {
             kernel.loops /= 2;
         }
@@ -92,15 +101,6 @@ impl DotProducts {
             kernel.columns /= 2;
         }
         kernel
-    }
-
-    /// Turns whose sums a subgroup adds up together: as many sums as it has threads, or
-    /// [`DotProducts::SUMS`].
-    fn turns(&self, subgroup: u32) -> u32 {
-        let most = Self::SUMS.min(subgroup) / (self.rows * self.parts * self.columns);
-        let turns =
-            [4, 2].into_iter().find(|turns| *turns <= most && self.loops.is_multiple_of(*turns));
-        turns.unwrap_or(1)
     }
 
     /// Rows of the matrix that a workgroup takes.
@@ -112,13 +112,13 @@ impl DotProducts {
     /// each result, and of squares.
     fn shared_bytes(&self) -> u32 {
         let sums = self.parts * self.outputs() * self.subgroups + self.teams * self.subgroups;
-        self.team * (64 + 4) + self.columns * sums * 4
+        self.team * (2 * self.chunk + 4) + self.columns * sums * 4
     }
 
-    fn constants(&self, subgroup: u32) -> [u32; 11] {
+    fn constants(&self) -> [u32; 10] {
         let threads = self.team * self.teams;
         let Self { rows, columns, share, loops, teams, subgroups, .. } = *self;
-        [threads, rows, columns, 0, 0, 0, share, loops, teams, subgroups, self.turns(subgroup)]
+        [threads, rows, columns, 0, 0, 0, share, loops, teams, subgroups]
     }
 }
 
@@ -255,7 +255,7 @@ impl Emit<'_> {
         let kernel = DotProducts::new(matrix, rows, gated, &self.program.features);
         FewRows {
             shader: dot,
-            constants: kernel.constants(subgroup).to_vec(),
+            constants: kernel.constants().to_vec(),
             columns: kernel.columns,
             outputs: kernel.outputs(),
         }
