@@ -54,10 +54,14 @@ fn variants(shaders: &Path) -> Vec<Variant> {
         expand(&shaders.join(format!("blocks/{block}.glsl")), shaders, None, &mut text);
         text.contains("#define DOT_SPANS")
     };
-    let dot = blocks.iter().filter(with_dot).map(|block| Variant {
-        name: format!("linear_dot.{block}"),
-        file: shaders.join("linear_dot.comp"),
-        definitions: vec![format!("BLOCK_FILE blocks/{block}.glsl")],
+    let dot = blocks.iter().filter(with_dot).flat_map(|block| {
+        [("linear_dot", None), ("linear_dots", Some("BESIDE"))].map(|(name, more)| Variant {
+            name: format!("{name}.{block}"),
+            file: shaders.join("linear_dot.comp"),
+            definitions: std::iter::once(format!("BLOCK_FILE blocks/{block}.glsl"))
+                .chain(more.map(str::to_owned))
+                .collect(),
+        })
     });
     let dot: Vec<Variant> = dot.collect();
     let per_block = PER_BLOCK.iter().flat_map(|shader| {

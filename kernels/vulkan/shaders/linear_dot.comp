@@ -28,6 +28,25 @@ layout(constant_id = 7) const uint LOOPS = 1;
 layout(constant_id = 8) const uint TEAMS = 1;
 layout(constant_id = 9) const uint SUBGROUPS = 4;
 
+#ifdef BESIDE
+// Up to three matrices side by side, with a result each.
+layout(push_constant, std430) uniform Push {
+    uint64_t x;
+    uint64_t scale;
+    uint64_t weights_of[3];
+    uint64_t out_of[3];
+    // Or none: 0.
+    uint64_t bias_of[3];
+    uint cols;
+    uint columns;
+    float eps;
+    uint rows_of[3];
+};
+
+// The matrix that the workgroup takes rows of.
+uint64_t weights, out_, bias, up = 0, residual = 0;
+uint rows, stride, has_bias, has_residual = 0;
+#else
 layout(push_constant, std430) uniform Push {
     uint64_t weights;
     uint64_t x;
@@ -46,6 +65,7 @@ layout(push_constant, std430) uniform Push {
     uint has_bias;
     uint has_residual;
 };
+#endif
 
 const uint PARTS = GATED ? 2 : 1;
 // Rows of both matrices that a team takes together.
@@ -171,11 +191,11 @@ uint chunk_of(uint share) {
     return min(share * TEAM + gl_LocalInvocationIndex % TEAM, cols / (4 * DOT_FOURS) - 1);
 }
 
-uint64_t row_of(uint first, uint r) {
+uint64_t line_at(uint first, uint r) {
     return row_address(GATED && r % PARTS == 1 ? up : weights, min(first + r / PARTS, rows - 1), cols);
 }
 
-void begin_load(uint first, uint r, uint share) { load_dot(row_of(first, r), chunk_of(share), raw[r]); }
+void begin_load(uint first, uint r, uint share) { load_dot(line_at(first, r), chunk_of(share), raw[r]); }
 
 // The product of a chunk of codes with share `s` of column `c`.
 float product(int q[DOT_FOURS], int scales[DOT_SPANS], int least[DOT_SPANS], vec2 f, uint c, uint s) {
@@ -205,7 +225,23 @@ float team_total(uint at) {
 }
 
 void main() {
-    uint column = gl_WorkGroupID.y * COLUMNS, start = gl_WorkGroupID.x * TAKEN;
+    uint group = gl_WorkGroupID.x;
+#ifdef BESIDE
+    uint matrix = 0;
+    [[unroll]] for (uint i = 0; i < 2; i++) {
+        uint groups = (rows_of[i] + TAKEN - 1) / TAKEN;
+        if (matrix == i && group >= groups) {
+            group -= groups;
+            matrix = i + 1;
+        }
+    }
+    weights = weights_of[matrix];
+    out_ = out_of[matrix];
+    bias = bias_of[matrix];
+    rows = stride = rows_of[matrix];
+    has_bias = bias != 0 ? 1 : 0;
+#endif
+    uint column = gl_WorkGroupID.y * COLUMNS, start = group * TAKEN;
     uint team = gl_LocalInvocationIndex / TEAM;
     // Weights are under way while x is made ready, and while those before them are multiplied.
     [[unroll]] for (uint r = 0; r < LINES; r++) begin_load(start + team * ROWS, r, 0);
@@ -221,7 +257,7 @@ void main() {
             [[unroll]] for (uint r = 0; r < LINES; r++) {
                 int q[DOT_FOURS], scales[DOT_SPANS], least[DOT_SPANS];
                 vec2 f;
-                decode_dot(raw[r], row_of(first, r), chunk_of(s), q, scales, least, f);
+                decode_dot(raw[r], line_at(first, r), chunk_of(s), q, scales, least, f);
                 // What comes next here is on its way while the other rows are multiplied.
                 if (s + 1 < SHARE) begin_load(first, r, s + 1);
                 else if (loop + 1 < LOOPS) begin_load(first + TEAMS * ROWS, r, 0);

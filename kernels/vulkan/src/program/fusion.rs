@@ -10,6 +10,9 @@ use super::attention_in::AttentionIn;
 /// How many rows of a step few-row kernels are for; more rows go through tiles.
 pub(super) const FEW_ROWS: u32 = 8;
 
+/// Most matrices that one launch of few-row products takes.
+pub(super) const SIDES: usize = 3;
+
 /// Ops of a segment that need no dispatch of their own.
 #[derive(Debug, Default)]
 pub(super) struct Fusion {
@@ -21,6 +24,11 @@ pub(super) struct Fusion {
     pub(super) gated: BTreeMap<NodeIndex, [NodeIndex; 2]>,
     /// The linears of `gated`, and their gate.
     pub(super) gate_of: BTreeMap<NodeIndex, NodeIndex>,
+    /// Linears next to each other that read the same rows and have matrices of one format: by the last
+    /// of them, in whose turn they may share a launch.
+    pub(super) sides: BTreeMap<NodeIndex, Vec<NodeIndex>>,
+    /// The linears of `sides`, and their last.
+    pub(super) beside: BTreeMap<NodeIndex, NodeIndex>,
     /// Norms that only linears read: with few rows the linears norm as they go.
     pub(super) norms: BTreeSet<NodeIndex>,
     /// What a KV write's kernel does besides.
@@ -82,7 +90,41 @@ impl Fusion {
                 _ => {}
             }
         }
+        fusion.find_sides(graph, segment);
         fusion
+    }
+
+    /// Fills `sides`: runs of linears in the segment's order. What reads the first must run after the
+    /// last.
+    fn find_sides(&mut self, graph: &LayerGraph, segment: &Segment) {
+        let at = |node: NodeIndex| segment.nodes.iter().position(|&other| other == node);
+        let format = |node: NodeIndex| match &graph.node(node).op {
+            Op::Linear(op) => Some((graph.inputs(node)[0], op.weight.block, op.weight.cols)),
+            _ => None,
+        };
+        let mut runs: Vec<Vec<NodeIndex>> = Vec::new();
+        for &node in &segment.nodes {
+            if format(node).is_none()
+                || self.residual.contains_key(&node)
+                || self.gate_of.contains_key(&node)
+            {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.len() < SIDES && format(run[0]) == format(node) => run.push(node),
+                _ => runs.push(vec![node]),
+            }
+        }
+        for run in runs.into_iter().filter(|run| run.len() > 1) {
+            let last = run[run.len() - 1];
+            let readers = run.iter().flat_map(|&node| graph.readers(node));
+            let early = |reader: NodeIndex| at(self.runs_at(reader)) <= at(last);
+            let within = readers.filter(|&reader| at(reader).is_some()).any(early);
+            if !within {
+                self.beside.extend(run.iter().map(|&node| (node, last)));
+                self.sides.insert(last, run);
+            }
+        }
     }
 
     /// Is there no tensor for a node's result, since it never leaves a kernel?
@@ -98,6 +140,7 @@ impl Fusion {
             return sum;
         }
         let inside = self.gate_of.get(&node).or_else(|| self.absorbed.get(&node));
+        let inside = inside.or_else(|| self.beside.get(&node));
         let at = inside.copied().unwrap_or(node);
         self.writes.get(&at).and_then(|write| write.attention).unwrap_or(at)
     }

@@ -5,9 +5,9 @@ use trefoil_graph::{BlockType, NodeIndex, Weight};
 
 use super::Emit;
 use super::fusion::FEW_ROWS;
+use super::linear_dot::DotProducts;
 use super::simple::spread;
 use crate::dispatch::{Dispatch, Features, Place, Spot};
-use crate::spirv::has_shader;
 
 /// Number of a function, as `functions.glsl` has it.
 pub(super) fn function_number(function: Nonlinearity) -> u32 {
@@ -33,95 +33,6 @@ struct FewRows {
     outputs: u32,
 }
 
-/// Sizes of integer products with few rows, as `linear_dot.comp` has them.
-#[derive(Clone, Copy, Debug)]
-struct DotProducts {
-    /// Threads that share a row of the matrix.
-    team: u32,
-    /// Teams of a workgroup.
-    teams: u32,
-    /// Subgroups of a team.
-    subgroups: u32,
-    /// Elements of a chunk.
-    chunk: u32,
-    /// Chunks of x that a thread keeps for each of its rows.
-    share: u32,
-    /// Rows of x.
-    columns: u32,
-    /// Matrix rows that a team takes together, and how often.
-    rows: u32,
-    loops: u32,
-    /// Matrices that are multiplied.
-    parts: u32,
-}
-
-/// Elements of a row that a thread takes together, as the blocks' DOT_FOURS says.
-fn dot_chunk(block: BlockType) -> u32 {
-    match block {
-        BlockType::Q4_K | BlockType::Q5_K | BlockType::Q6_K => 64,
-        _ => 32,
-    }
-}
-
-/// The largest power of two that is at most `most`; 1 if there is none.
-fn below(most: u32) -> u32 {
-    1 << most.max(1).ilog2()
-}
-
-impl DotProducts {
-    /// A thread keeps at most this many elements of x, over all its rows, in registers.
-    const ELEMENTS: u32 = 128;
-    /// A team takes rows at most this often.
-    const LOOPS: u32 = 16;
-
-    fn new(matrix: &Weight, rows: u32, gated: bool, features: &Features) -> Self {
-        let Features { subgroup, tuning, shared_bytes, max_threads, .. } = *features;
-        let chunk = dot_chunk(matrix.block);
-        let chunks = matrix.cols as u32 / chunk;
-        let share = chunks.div_ceil(tuning.dot_threads.max(subgroup));
-        let team = chunks.div_ceil(share).next_multiple_of(subgroup);
-        let columns = rows.next_power_of_two().min((Self::ELEMENTS / (share * chunk)).max(1));
-        let parts = if gated { 2 } else { 1 };
-        // Sums are reduced over the subgroup, no more of them than it has threads.
-        let together = below(tuning.dot_rows.min(subgroup / parts));
-        // The words of a chunk's bytes are dealt to as many threads, next to each other.
-        let teams = below((tuning.dot_workgroup.min(max_threads) / team).min(subgroup).min(8));
-        // As many workgroups as a GPU holds at once, if there is work for them: making x ready costs
-        // as much as several rows of the matrix.
-        let share_of_rows =
-            (matrix.rows as u32).div_ceil(together * teams * tuning.dot_groups.max(1));
-        let loops = share_of_rows.clamp(1, Self::LOOPS);
-        let subgroups = team / subgroup;
-        let mut kernel =
-            Self { team, teams, subgroups, chunk, share, columns, rows: together, loops, parts };
-        while kernel.shared_bytes() > shared_bytes && kernel.loops > 1 {
-            kernel.loops /= 2;
-        }
-        while kernel.shared_bytes() > shared_bytes && kernel.columns > 1 {
-            kernel.columns /= 2;
-        }
-        kernel
-    }
-
-    /// Rows of the matrix that a workgroup takes.
-    fn outputs(&self) -> u32 {
-        self.teams * self.rows * self.loops
-    }
-
-    /// Shared memory: both planes of a team's chunks and their units, then a sum of every subgroup for
-    /// each result, and of squares.
-    fn shared_bytes(&self) -> u32 {
-        let sums = self.parts * self.outputs() * self.subgroups + self.teams * self.subgroups;
-        self.team * (2 * self.chunk + 4) + self.columns * sums * 4
-    }
-
-    fn constants(&self) -> [u32; 10] {
-        let threads = self.team * self.teams;
-        let Self { rows, columns, share, loops, teams, subgroups, .. } = *self;
-        [threads, rows, columns, 0, 0, 0, share, loops, teams, subgroups]
-    }
-}
-
 /// Most elements of a matrix that is turned into halves as a whole.
 pub(super) const UNPACKED: usize = 1 << 28;
 
@@ -142,7 +53,7 @@ impl Emit<'_> {
     }
 
     /// The norm that the linears reading it do themselves, its input and its weight.
-    fn fused_norm(&self, x: NodeIndex, rows: u32) -> Option<(NodeIndex, Spot, f32)> {
+    pub(super) fn fused_norm(&self, x: NodeIndex, rows: u32) -> Option<(NodeIndex, Spot, f32)> {
         if !self.program.fusion.norms.contains(&x) || !self.few(rows) {
             return None;
         }
@@ -156,6 +67,9 @@ impl Emit<'_> {
         let few = self.few(self.rows_of(id));
         if fusion.residual.contains_key(&id) || (few && fusion.gate_of.contains_key(&id)) {
             // Runs in its sum's or gate's turn.
+            return;
+        }
+        if self.side_by_side(id) {
             return;
         }
         let extras = Extras { out: self.tensor(id), bias: self.vector(id, 1), residual: None };
@@ -240,10 +154,9 @@ impl Emit<'_> {
 
     /// The kernel for products with `rows` rows of x. Constants 0 to 2 and those after 5 are set.
     fn few_rows_kernel(&self, matrix: &Weight, rows: u32, gated: bool) -> FewRows {
-        let Features { subgroup, integer_dot, .. } = self.program.features;
+        let subgroup = self.program.features.subgroup;
         let name = matrix.block.name();
-        let dot = format!("linear_dot.{name}");
-        if !integer_dot || self.program.form.exact || !has_shader(&dot) {
+        if !self.has_dot(matrix) {
             let columns = rows.clamp(1, FEW_ROWS).next_power_of_two();
             return FewRows {
                 shader: format!("linear_vec.{name}"),
@@ -252,9 +165,10 @@ impl Emit<'_> {
                 outputs: SUBGROUPS * ROWS_PER_SUBGROUP,
             };
         }
-        let kernel = DotProducts::new(matrix, rows, gated, &self.program.features);
+        let features = &self.program.features;
+        let kernel = DotProducts::new(matrix, matrix.rows as u32, rows, gated, features);
         FewRows {
-            shader: dot,
+            shader: format!("linear_dot.{name}"),
             constants: kernel.constants().to_vec(),
             columns: kernel.columns,
             outputs: kernel.outputs(),

@@ -6,6 +6,7 @@ mod experts;
 mod fusion;
 mod layout;
 mod linear;
+mod linear_dot;
 mod simple;
 
 use std::sync::Arc;
