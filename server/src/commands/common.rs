@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::backends::{BackendOptions, Backends, Refused};
 use trefoil_engine::cache;
 use trefoil_engine::kv::KvType;
 use trefoil_engine::loaded::Loaded;
-use trefoil_engine::model::ModelOptions;
+use trefoil_engine::model::{DEFAULT_CONTEXT, ModelOptions};
 use trefoil_scheduler::Plan;
 
 use crate::cli::{KvForm, PlacementArgs};
@@ -17,7 +17,24 @@ use crate::exit::{Failure, Status};
 
 /// Finds the devices; those that the flags, pins or plan name are opened whatever they are.
 pub(crate) fn backends(args: &PlacementArgs, options: &ModelOptions) -> Backends {
-    Backends::detect(backend_options(args, options))
+    detect(args, backend_options(args, options))
+}
+
+/// Finds the devices that the configuration lets be used.
+pub(crate) fn detect(args: &PlacementArgs, options: BackendOptions) -> Backends {
+    let mut found = Backends::detect(options);
+    let refused = found.devices.iter().filter_map(|device| {
+        let name = device.info().name.clone();
+        let reason = args.settings.devices.refusal(&name)?;
+        Some(Refused {
+            name,
+            reason: format!("the configuration does not let it be used: {reason}"),
+        })
+    });
+    let refused: Vec<Refused> = refused.collect();
+    found.devices.retain(|device| refused.iter().all(|other| other.name != device.info().name));
+    found.refused.extend(refused);
+    found
 }
 
 /// How the devices are set up.
@@ -30,7 +47,7 @@ pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> B
     named.sort_unstable();
     named.dedup();
     BackendOptions {
-        threads: args.threads,
+        threads: args.threads(),
         exact: args.exact,
         named,
         cache: cache::user_folder(),
@@ -54,15 +71,18 @@ pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
         }
     };
     Ok(ModelOptions {
-        device: args.device.clone(),
-        pins: args.pins.clone(),
+        device: args.named_device().map(str::to_owned),
+        pins: args.all_pins().to_vec(),
         plan,
-        context: args.ctx_size.map(|n| n as usize),
-        kv_type: match args.kv_type {
+        context: args.ctx_size.map(|n| n as usize).or_else(|| {
+            Some(args.settings.default_ctx).filter(|&context| context != DEFAULT_CONTEXT)
+        }),
+        page_tokens: args.settings.page_tokens,
+        kv_type: match args.kv_type() {
             KvForm::F16 => KvType::F16,
             KvForm::F32 => KvType::F32,
         },
-        chunk: args.prefill_chunk,
+        chunk: args.prefill_chunk(),
         ..ModelOptions::default()
     })
 }

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 mod common;
+pub(crate) mod config;
 pub(crate) mod devices;
 pub(crate) mod inspect;
 pub(crate) mod logits;

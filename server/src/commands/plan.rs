@@ -9,9 +9,10 @@ use trefoil_telemetry::Bytes;
 
 use super::{common, predicted};
 use crate::cli::PlanArgs;
+use crate::config::Config;
 use crate::exit::Outcome;
 
-pub(crate) fn run(args: &PlanArgs) -> Outcome {
+pub(crate) fn run(args: &PlanArgs, config: &Config) -> Outcome {
     let options = common::options(&args.placement)?;
     let file = match (&args.model, &args.shape) {
         (_, Some(shape)) => without_weights(shape, args.quant)?,
@@ -21,7 +22,9 @@ pub(crate) fn run(args: &PlanArgs) -> Outcome {
     let plan = match &args.profile {
         None => lowered.plan(&common::backends(&args.placement, &options), &options)?,
         Some(profile) => {
-            let planned = predicted::plan(&lowered, &predicted::profile(profile)?, args, &options)?;
+            let policy = config.policy(args.placement.policy.as_deref())?;
+            let profile = predicted::profile(profile)?;
+            let planned = predicted::plan(&lowered, &profile, args, &options, &policy)?;
             if args.problem {
                 let (problem, solution) = (&planned.instance, &planned.solution.assignment);
                 let both = serde_json::json!({ "problem": problem, "solution": solution });

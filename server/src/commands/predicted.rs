@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use trefoil_devices_api::Bucket;
 use trefoil_engine::model::{Lowered, ModelOptions};
 use trefoil_scheduler::cost::Corrections;
 use trefoil_scheduler::planner::{
     Goal, PlanRequest, Planned, PlannerError, Workload, plan as make,
 };
+use trefoil_scheduler::policy::Resolved;
 use trefoil_scheduler::profile::{Profile, shipped};
-use trefoil_scheduler::{BucketPlan, Prediction, Totals};
+use trefoil_scheduler::{BucketPlan, PlaceError, Prediction, Totals};
 
 use super::common;
 use crate::cli::{GoalForm, PlanArgs};
@@ -31,29 +33,62 @@ pub(crate) fn plan(
     profile: &Profile,
     args: &PlanArgs,
     options: &ModelOptions,
+    policy: &Resolved,
 ) -> Result<Planned, Failure> {
     let (buckets, corrections) = (lowered.buckets(options), Corrections::default());
+    let request = request(lowered, (profile, &corrections), args, (options, &buckets), policy)?;
+    make(&request).map_err(refused)
+}
+
+/// What is asked of the planner: the policy's values, with flags over them.
+pub(crate) fn request<'a>(
+    lowered: &'a Lowered,
+    (profile, corrections): (&'a Profile, &'a Corrections),
+    args: &'a PlanArgs,
+    (options, buckets): (&ModelOptions, &'a [Bucket]),
+    policy: &'a Resolved,
+) -> Result<PlanRequest<'a>, Failure> {
     let model = lowered.model_ref();
-    let mut request = PlanRequest::new(model, &lowered.graph, profile, &corrections, &buckets);
-    request.goal = match args.objective {
-        GoalForm::Latency => Goal::Latency,
-        GoalForm::Throughput => Goal::Throughput,
-        GoalForm::Energy => Goal::Energy,
-        GoalForm::Balanced => Goal::Balanced,
-    };
-    request.policy = request.goal.name().to_owned();
+    let mut request = PlanRequest::new(model, &lowered.graph, profile, corrections, buckets);
+    policy.apply(&mut request)?;
+    if let Some(objective) = args.objective {
+        request.goal = match objective {
+            GoalForm::Latency => Goal::Latency,
+            GoalForm::Throughput => Goal::Throughput,
+            GoalForm::Energy => Goal::Energy,
+            GoalForm::Balanced => Goal::Balanced,
+        };
+        if args.placement.policy.is_none() {
+            request.policy = request.goal.name().to_owned();
+        }
+    }
     request.workload = Workload { prompt: args.prompt as u64, generate: args.generate as u64 };
     request.context = lowered.context(options);
     request.kv_element_bytes = options.kv_type.bytes();
-    request.devices = options.device.clone().map(|device| vec![device]);
-    request.pins = &options.pins;
-    make(&request).map_err(|error| {
-        let status = match error {
-            PlannerError::Partition(_) => Status::Device,
-            _ => Status::Usage,
-        };
-        Failure::new(status, error)
-    })
+    let rules = &args.placement.settings.devices;
+    let names: Vec<&str> = profile.devices.iter().map(|device| device.name.as_str()).collect();
+    if let Some(device) = &args.placement.device {
+        if let Some(why) = rules.refusal(device).filter(|_| names.contains(&device.as_str())) {
+            let error = format!("device {device:?} cannot be used: {why}");
+            return Err(Failure::new(Status::Device, error));
+        }
+        request.devices = Some(vec![device.clone()]);
+    } else if let Some(devices) = &mut request.devices {
+        devices.retain(|device| rules.refusal(device).is_none());
+    }
+    if !args.placement.pins.is_empty() {
+        request.pins = &args.placement.pins;
+    }
+    Ok(request)
+}
+
+/// A request that cannot be met, with its exit code.
+pub(crate) fn refused(error: PlannerError) -> Failure {
+    let status = match error {
+        PlannerError::Partition(_) | PlannerError::Place(PlaceError::NoDevice) => Status::Device,
+        _ => Status::Usage,
+    };
+    Failure::new(status, error)
 }
 
 /// Layers next to each other that are placed alike; or units outside of layers.
