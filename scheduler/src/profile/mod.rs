@@ -7,6 +7,7 @@ mod check;
 mod numbers;
 mod published;
 mod shipped;
+mod what_if;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ pub use check::ProfileError;
 pub use numbers::{Bandwidth, BytesPerWeight, Factor, OpRate, Seconds, Share, Watts};
 pub use published::{MachineFactor, Measured, Published, Scales};
 pub use shipped::{shipped, shipped_names};
+pub use what_if::{Change, ChangeError};
 
 use crate::size::Size;
 
