@@ -11,6 +11,7 @@ mod plan;
 pub mod planner;
 pub mod policy;
 pub mod profile;
+pub mod simulate;
 mod size;
 mod toml_text;
 

@@ -26,6 +26,7 @@ use crate::{Pin, nearest};
 use explain::{Judge, simple};
 use objective::Prices;
 use problem::Tables;
+pub(crate) use problem::tensors;
 
 /// What is to be planned.
 #[derive(Clone, Debug)]
