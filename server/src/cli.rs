@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trefoil_engine::quantize::{Mixture, Target};
 use trefoil_graph::shape::ModelShape;
+use trefoil_scheduler::profile::Change;
 use trefoil_scheduler::{Pin, nearest};
 
 use crate::config::Settings;
@@ -292,7 +293,7 @@ pub(crate) enum GoalForm {
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    /// A .gguf file, a folder with config.json (weights or not), a config.json, or `demo`
     #[arg(required_unless_present = "shape")]
     pub(crate) model: Option<String>,
     /// Print the plan as JSON, as --plan takes it
@@ -303,11 +304,11 @@ pub(crate) struct PlanArgs {
     pub(crate) profile: Option<String>,
     /// Plan a known model without its weights, such as qwen3-8b
     #[arg(long, value_name = "NAME", value_parser = known_shape)]
-    #[arg(conflicts_with = "model", requires = "profile")]
+    #[arg(conflicts_with = "model")]
     pub(crate) shape: Option<ModelShape>,
-    /// Types of its weights
-    #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", requires = "shape")]
-    pub(crate) quant: Target,
+    /// Types of weights that are not there: of --shape, or of a config.json alone [default: Q4_K_M]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) quant: Option<Target>,
     /// Prompt that is planned for
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive)]
     pub(crate) prompt: usize,
@@ -315,10 +316,27 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive)]
     pub(crate) generate: usize,
     /// What counts [default: that of the policy]
-    #[arg(long, value_enum, requires = "profile")]
+    #[arg(long, value_enum)]
     pub(crate) objective: Option<GoalForm>,
+    /// Change a number of the profile, such as gpu0.memory.bandwidth=300e9 or ram.size=32GiB, and show
+    /// what that changes; may be repeated
+    #[arg(long = "what-if", value_name = "KEY=VALUE", conflicts_with_all = ["compare", "problem"])]
+    pub(crate) what_if: Vec<Change>,
+    /// Plan for several profiles and policies: names of either, in one table
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["problem", "dot", "simulate", "objective", "policy"])]
+    pub(crate) compare: Vec<String>,
+    /// Run the plan on simulated devices and show what each does when
+    #[arg(long, conflicts_with_all = ["problem", "dot", "what_if"])]
+    pub(crate) simulate: bool,
+    /// Write what was simulated as a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Print the placement for Graphviz
+    #[arg(long, conflicts_with_all = ["json", "problem", "what_if"])]
+    pub(crate) dot: bool,
     /// Print all costs, budgets and choices that the plan was made from, and the solution, as JSON
-    #[arg(long, conflicts_with = "json", requires = "profile")]
+    #[arg(long, conflicts_with = "json")]
     pub(crate) problem: bool,
     #[command(flatten)]
     pub(crate) placement: PlacementArgs,

@@ -225,6 +225,13 @@ impl Profile {
         self.devices.iter().find(|device| device.name == name)
     }
 
+    /// Every device's name, and the domain where its data goes.
+    pub fn device_domains(&self) -> impl Iterator<Item = (String, DomainId)> + '_ {
+        self.devices.iter().map(|device| {
+            (device.name.clone(), Self::domain_id(self.domain_index(&device.domain)))
+        })
+    }
+
     /// Index of a domain; names were checked when the profile was read.
     pub(crate) fn domain_index(&self, name: &str) -> usize {
         self.domains.iter().position(|domain| domain.name == name).expect("checked when read")

@@ -9,7 +9,6 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
-pub(crate) mod predicted;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;

@@ -12,8 +12,8 @@ use trefoil_scheduler::policy::Resolved;
 use trefoil_scheduler::profile::{Profile, shipped};
 use trefoil_scheduler::{BucketPlan, PlaceError, Prediction, Totals};
 
-use super::common;
 use crate::cli::{GoalForm, PlanArgs};
+use crate::commands::common;
 use crate::exit::{Failure, Status};
 
 /// A profile by its name or file.
@@ -91,34 +91,40 @@ pub(crate) fn refused(error: PlannerError) -> Failure {
     Failure::new(status, error)
 }
 
-/// Layers next to each other that are placed alike; or units outside of layers.
+/// Layers next to each other of which the same is said; or units outside of layers.
 struct Group {
     first: String,
     last: String,
-    /// Kind of each unit, and its device.
+    /// Kind of each unit, and what is said of it.
     units: Vec<(String, String)>,
 }
 
 impl Group {
+    fn range(&self) -> String {
+        let Self { first, last, .. } = self;
+        if first == last { first.clone() } else { format!("{first} .. {last}") }
+    }
+
     fn describe(&self) -> String {
-        let Self { first, last, units } = self;
-        let range = if first == last { first.clone() } else { format!("{first} .. {last}") };
-        let device = &units[0].1;
-        if units.iter().all(|(_, other)| other == device) {
-            return format!("  {device:<6} {range}");
+        let device = &self.units[0].1;
+        if self.units.iter().all(|(_, other)| other == device) {
+            return format!("  {device:<6} {}", self.range());
         }
-        let parts: Vec<String> =
-            units.iter().map(|(kind, device)| format!("{kind} {device}")).collect();
-        format!("  split  {range}: {}", parts.join(", "))
+        format!("  split  {}: {}", self.range(), parts(self.units.iter()))
     }
 }
 
-/// One line per group of layers that are placed alike, and per unit outside of layers.
-pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
+fn parts<'a>(units: impl Iterator<Item = &'a (String, String)>) -> String {
+    let parts: Vec<String> = units.map(|(kind, what)| format!("{kind} {what}")).collect();
+    parts.join(", ")
+}
+
+/// Groups layers of whose units the same is said.
+fn groups(units: impl Iterator<Item = (String, String)>) -> Vec<Group> {
     let mut layers: Vec<Group> = Vec::new();
-    for placement in &bucket.units {
-        let (layer, kind) = placement.unit.rsplit_once('.').unwrap_or((&placement.unit, ""));
-        let unit = (kind.to_owned(), placement.device.clone());
+    for (name, what) in units {
+        let (layer, kind) = name.rsplit_once('.').unwrap_or((&name, ""));
+        let unit = (kind.to_owned(), what);
         match layers.last_mut() {
             Some(group) if group.first == layer => group.units.push(unit),
             _ => layers.push(Group {
@@ -135,26 +141,58 @@ pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
             _ => merged.push(group),
         }
     }
-    merged.iter().map(Group::describe).collect()
+    merged
+}
+
+/// One line per group of layers that are placed alike, and per unit outside of layers.
+pub(crate) fn layers(bucket: &BucketPlan) -> Vec<String> {
+    let units = bucket.units.iter().map(|placed| (placed.unit.clone(), placed.device.clone()));
+    groups(units).iter().map(Group::describe).collect()
+}
+
+/// One line per group of layers whose placement differs, from `before` to `after`.
+pub(super) fn moved(before: &BucketPlan, after: &BucketPlan) -> Vec<String> {
+    let units = before.units.iter().zip(&after.units).map(|(a, b)| {
+        let what = match (&a.device, &b.device) {
+            (a, b) if a == b => String::new(),
+            (a, b) => format!("{a} -> {b}"),
+        };
+        (a.unit.clone(), what)
+    });
+    let changed = groups(units).into_iter().filter_map(|group| {
+        let moved = group.units.iter().filter(|(_, what)| !what.is_empty());
+        let what = &group.units[0].1;
+        if moved.clone().next().is_none() {
+            return None;
+        }
+        Some(if group.units.iter().all(|(_, other)| other == what) {
+            format!("{what}: {}", group.range())
+        } else {
+            format!("{}: {}", group.range(), parts(moved))
+        })
+    });
+    changed.collect()
+}
+
+/// What a placement does, in one line.
+pub(super) fn totals(totals: &Totals) -> String {
+    format!(
+        "{:>8.0} ms to the first token, {:>7.1} tokens/s, {:>6.2} J/token, {:>7.1} J prompt",
+        totals.first_token_seconds * 1e3,
+        1.0 / totals.token_seconds,
+        totals.token_joules,
+        totals.prompt_joules
+    )
 }
 
 /// What the plan does, and what was rejected.
 pub(crate) fn prediction(prediction: &Prediction) -> Vec<String> {
-    let show = |totals: &Totals| {
-        format!(
-            "{:>8.0} ms to the first token, {:>7.1} tokens/s, {:>6.2} J/token, {:>7.1} J prompt",
-            totals.first_token_seconds * 1e3,
-            1.0 / totals.token_seconds,
-            totals.token_joules,
-            totals.prompt_joules
-        )
-    };
     let mut lines = vec![
         format!(
             "\npredicted for a prompt of {} tokens and {} generated",
             prediction.prompt_tokens, prediction.generated_tokens
         ),
-        format!("  {}", show(&prediction.totals)),
+        format!("  {}", totals(&prediction.totals)),
         format!(
             "  score {:.4}, lower bound {:.4}, gap {:.2} %",
             prediction.score,
@@ -165,7 +203,7 @@ pub(crate) fn prediction(prediction: &Prediction) -> Vec<String> {
     ];
     let most = prediction.alternatives.iter().map(|other| other.name.len()).max().unwrap_or(0);
     for other in &prediction.alternatives {
-        let figures = other.totals.as_ref().map(show).unwrap_or_default();
+        let figures = other.totals.as_ref().map(totals).unwrap_or_default();
         lines.push(format!("  {:<most$}  {figures}  {}", other.name, other.why));
     }
     lines
