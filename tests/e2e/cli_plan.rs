@@ -158,3 +158,58 @@ fn a_configuration_of_a_model_is_planned_without_its_weights() {
     let got = trefoil(&["plan", path.to_str().expect("plain"), "--profile", "phoenix"]).fails(3);
     assert!(got.contains("model_type") && got.contains("lama"), "{got}");
 }
+
+#[test]
+fn what_is_wrong_with_a_profile_a_policy_or_a_plan_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("writes");
+        path.to_str().expect("a plain path").to_owned()
+    };
+    let good = include_str!("../../scheduler/profiles/krackan.toml");
+    for (from, to, parts) in [
+        ("size = \"32GiB\"", "size = \"lots\"", ["line", "lots"]),
+        ("base_power = ", "base_powr = ", ["line 3", "did you mean \"base_power\"?"]),
+        ("domain = \"ram\"", "domain = \"rom\"", ["cpu0.domain", "did you mean \"ram\"?"]),
+        ("peak = ", "peak = -", ["line", "operations per second"]),
+        ("kind = \"npu\"", "kind = \"nqu\"", ["nqu", "did you mean \"npu\"?"]),
+        ("usable = 0.75", "", ["line", "missing field `usable`"]),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let file = write("own.toml", &good.replacen(from, to, 1));
+        let got = trefoil(&["plan", "demo", "--profile", &file]).fails(2);
+        assert!(parts.iter().all(|part| got.contains(part)), "{from}: {got}");
+        assert!(got.contains("own.toml") || got.contains("profile krackan"), "{got}");
+    }
+    let got = trefoil(&["plan", "demo", "--profile", "/nowhere/x.toml"]).fails(2);
+    assert!(got.contains("/nowhere/x.toml"), "{got}");
+
+    let config = |text: &str, code: i32| {
+        let file = write("trefoil.toml", text);
+        trefoil(&["plan", "demo", "--profile", "krackan", "--config", &file]).fails(code)
+    };
+    let got = config("[policy]\nmax_device_memory = { ram = '1MiB' }", 4);
+    assert!(got.contains("does not fit") && got.contains("ram has"), "{got}");
+    let got = config("[policy]\nmax_device_memory = { rum = '1MiB' }", 2);
+    assert!(got.contains("max_device_memory") && got.contains("did you mean \"ram\"?"), "{got}");
+    let got = config("[policy]\nmax_power_watts = 1", 2);
+    assert!(got.contains("limits that leave one of") && got.contains("at most 1 W"), "{got}");
+    let got = config("[policy]\npins = [{ match = 'blk.*.fnn', device = 'gpu0' }]", 2);
+    assert!(got.contains("blk.*.fnn") && got.contains("did you mean blk."), "{got}");
+    let got = config("[policy]\npins = [{ match = 'head', device = 'gpu1' }]", 2);
+    assert!(got.contains("gpu1") && got.contains("did you mean gpu0?"), "{got}");
+
+    let plan = trefoil(&["plan", "demo", "--json"]).ok();
+    let run = |text: &str| {
+        let file = write("plan.json", text);
+        trefoil(&["run", "demo", "hi", "-n", "1", "--plan", &file]).fails(2)
+    };
+    let got = run(&plan.replacen("\"version\": 1", "\"version\": 7", 1));
+    assert!(got.contains("expected version 1, got 7") && got.contains("trefoil plan"), "{got}");
+    let other = trefoil(&["plan", "--shape", "qwen3-0.6b", "--profile", "krackan", "--json"]).ok();
+    let got = run(&other);
+    assert!(got.contains("expected model") && got.contains("for this model"), "{got}");
+    let got = run(&plan.replace("cpu0", "gpu0x"));
+    assert!(got.contains("gpu0x") && got.contains("did you mean cpu0?"), "{got}");
+}

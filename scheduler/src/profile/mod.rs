@@ -227,9 +227,9 @@ impl Profile {
 
     /// Every device's name, and the domain where its data goes.
     pub fn device_domains(&self) -> impl Iterator<Item = (String, DomainId)> + '_ {
-        self.devices.iter().map(|device| {
-            (device.name.clone(), Self::domain_id(self.domain_index(&device.domain)))
-        })
+        self.devices
+            .iter()
+            .map(|device| (device.name.clone(), Self::domain_id(self.domain_index(&device.domain))))
     }
 
     /// Index of a domain; names were checked when the profile was read.

@@ -86,8 +86,10 @@ pub(super) fn list(request: &SimulationRequest<'_>) -> Result<Listed, Simulation
     let decode_steps = lister.steps(decode, &tensors)?;
     let chunks = workload.prompt.div_ceil(chunk) as usize;
     let runs = |steps: &Steps<'_>, times: usize| steps.segments.len().saturating_mul(times);
-    let least = runs(&prompt_steps, chunks)
-        .saturating_add(runs(&decode_steps, usize::try_from(workload.generate).unwrap_or(usize::MAX)));
+    let least = runs(&prompt_steps, chunks).saturating_add(runs(
+        &decode_steps,
+        usize::try_from(workload.generate).unwrap_or(usize::MAX),
+    ));
     if least > MOST_TASKS {
         return Err(SimulationError::TooLong { most: MOST_TASKS });
     }

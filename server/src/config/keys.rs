@@ -99,7 +99,7 @@ choices! {
     /// May replies differ with what else runs?
     Determinism { Strict, Fast }
     /// Yes, no, or as the model and machine are.
-    Auto { Auto, On, Off }
+    Switch { Auto, On, Off }
     /// What GPUs are reached through.
     GpuApi { Auto, Hip, Vulkan, Off }
     /// Runtime of NPUs.
@@ -209,7 +209,7 @@ sections! {
         /// File with a chat template.
         chat_template: String = String::new(), NO;
         /// Does it think before it answers: auto, on or off?
-        reasoning: Auto = Auto::Auto, NO;
+        reasoning: Switch = Switch::Auto, NO;
         /// How an encoder makes one vector of many.
         pooling: String = "auto".to_owned(), NO;
         /// Name of a policy.
@@ -280,7 +280,7 @@ sections! {
 pub(crate) struct Devices {
     pub(crate) gpu_api: GpuApi,
     pub(crate) cpu: bool,
-    pub(crate) npu: Auto,
+    pub(crate) npu: Switch,
     pub(crate) visible: Vec<String>,
     #[serde(flatten)]
     pub(crate) each: BTreeMap<String, Device>,
@@ -291,7 +291,7 @@ impl Default for Devices {
         Self {
             gpu_api: GpuApi::Auto,
             cpu: true,
-            npu: Auto::Auto,
+            npu: Switch::Auto,
             visible: Vec::new(),
             each: BTreeMap::new(),
         }

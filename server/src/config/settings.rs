@@ -4,7 +4,7 @@ use trefoil_scheduler::Pin;
 use trefoil_scheduler::policy::{PolicyError, Resolved};
 use wildmatch::WildMatch;
 
-use super::keys::{Auto, GpuApi, KvName};
+use super::keys::{GpuApi, KvName, Switch};
 use super::{Config, Form, Level, Server};
 use crate::cli::{KvForm, LogForm, PlacementArgs};
 
@@ -88,7 +88,7 @@ impl Config {
         let off = [
             (!devices.cpu, "devices.cpu = false, so that the rule", "cpu*"),
             (devices.gpu_api == GpuApi::Off, "devices.gpu_api = \"off\", so that the rule", "gpu*"),
-            (devices.npu == Auto::Off, "devices.npu = \"off\", so that the rule", "npu*"),
+            (devices.npu == Switch::Off, "devices.npu = \"off\", so that the rule", "npu*"),
         ];
         for (_, key, pattern) in off.into_iter().filter(|(off, _, _)| *off) {
             rules.denied.push(rule(key, &[pattern.to_owned()]));

@@ -149,7 +149,7 @@ fn a_file_of_the_current_folder_opens_no_doors() {
 #[test]
 fn a_file_that_was_named_must_be_there_and_be_text() {
     let place = Place { path: "/nowhere/trefoil.toml".into(), local: false, given: true };
-    let error = Config::read(&[place.clone()], BTreeMap::new()).expect_err("missing");
+    let error = Config::read(std::slice::from_ref(&place), BTreeMap::new()).expect_err("missing");
     assert!(error.to_string().contains("/nowhere/trefoil.toml"), "{error}");
     let other = Place { given: false, ..place };
     assert!(Config::read(&[other], BTreeMap::new()).is_ok());

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use trefoil_scheduler::Size;
 use trefoil_scheduler::policy::Span;
 
-use super::keys::{Auto, Device, Devices, GpuApi};
+use super::keys::{Device, Devices, GpuApi, Switch};
 
 /// A secret: it is read, and never written.
 #[derive(Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -211,7 +211,7 @@ impl<'de> Deserialize<'de> for Devices {
                     match name.as_str() {
                         "gpu_api" => devices.gpu_api = map.next_value::<GpuApi>()?,
                         "cpu" => devices.cpu = map.next_value()?,
-                        "npu" => devices.npu = map.next_value::<Auto>()?,
+                        "npu" => devices.npu = map.next_value::<Switch>()?,
                         "visible" => devices.visible = map.next_value()?,
                         _ => {
                             each.insert(name, map.next_value()?);

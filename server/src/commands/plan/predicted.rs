@@ -161,10 +161,7 @@ pub(super) fn moved(before: &BucketPlan, after: &BucketPlan) -> Vec<String> {
     });
     let changed = groups(units).into_iter().filter_map(|group| {
         let moved = group.units.iter().filter(|(_, what)| !what.is_empty());
-        let what = &group.units[0].1;
-        if moved.clone().next().is_none() {
-            return None;
-        }
+        let (_, what) = moved.clone().next()?;
         Some(if group.units.iter().all(|(_, other)| other == what) {
             format!("{what}: {}", group.range())
         } else {
