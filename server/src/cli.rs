@@ -239,8 +239,9 @@ pub(crate) struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Models to serve: .gguf files, folders, or `demo`
-    #[arg(default_value = "demo", env = "TREFOIL_MODEL", num_args = 1..)]
+    /// Models to serve: .gguf files, folders, names of the configuration, or `demo` [default: those that
+    /// the configuration preloads, else `demo`]
+    #[arg(env = "TREFOIL_MODEL", num_args = 1..)]
     pub(crate) models: Vec<String>,
     /// Address to listen on [default: server.host, 127.0.0.1]
     #[arg(long)]

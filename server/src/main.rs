@@ -96,6 +96,19 @@ fn placement(command: &mut Command) -> Option<&mut PlacementArgs> {
     })
 }
 
+/// The model that the command is about; `serve` has several and looks for itself.
+fn model(command: &Command) -> Option<&str> {
+    match command {
+        Command::Run(args) => Some(&args.model),
+        Command::Chat(args) => Some(&args.model),
+        Command::Perplexity(args) => Some(&args.model),
+        Command::Plan(args) => args.model.as_deref(),
+        Command::Logits(args) => args.model.as_deref(),
+        Command::Bench(args) => args.model.as_deref(),
+        _ => None,
+    }
+}
+
 /// Reads the configuration where the command has a use for it, starts the log, and runs the command.
 fn run(mut command: Command, global: &Global) -> Outcome {
     let mut config = Config::default();
@@ -108,8 +121,10 @@ fn run(mut command: Command, global: &Global) -> Outcome {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let model = model(&command).map(str::to_owned);
     if let Some(placement) = placement(&mut command) {
-        placement.settings = config.settings(placement.policy.as_deref())?;
+        let policy = placement.policy.as_deref();
+        placement.settings = config.settings(policy, model.as_deref())?;
     }
     dispatch(command, global, &config)
 }

@@ -183,3 +183,42 @@ fn the_server_takes_its_keys_from_the_configuration() {
     let message = trefoil(&["serve", "--host", "0.0.0.0"]).fails(2);
     assert!(message.contains("expected a key"), "{message}");
 }
+
+#[test]
+fn models_are_served_and_run_as_configured() {
+    use crate::support::server::Server;
+    let folder = Folder::new();
+    let template = folder.write("template", "{{ messages[-1]['content'] }}");
+    let file = format!(
+        "[models.lemon]\npath = 'demo'\naliases = ['citrus']\npreload = true\nctx = 100\n\
+         policy = 'slow'\nchat_template = '{}'\n[models.lemon.sampling]\ntemperature = 0\n\
+         [policies.slow]\npins = [{{ match = 'head', device = 'ref0' }}]\n",
+        text(&template)
+    );
+    let file = folder.write("own.toml", &file);
+    let config = ["--config", text(&file)];
+    let server = Server::of(&[], &config);
+    let models = server.get("/v1/models").ok();
+    assert_eq!(models["data"].as_array().expect("a list").len(), 1);
+    assert_eq!(models["data"][0]["id"], "lemon");
+    for name in ["lemon", "citrus", "default"] {
+        let body = serde_json::json!({"model": name, "max_tokens": 2,
+            "messages": [{"role": "user", "content": "One two"}]});
+        let answer = server.chat(&body).ok();
+        assert_eq!(answer["usage"]["prompt_tokens"], trefoil_count("One two"), "{answer}");
+    }
+    let run = [&["run", "lemon", "One two", "--json", "-n", "2"][..], &config].concat();
+    let (first, second) = (trefoil(&run).json(), trefoil(&run).json());
+    assert_eq!(first["text"], second["text"], "temperature 0");
+    let plan = trefoil(&[&["plan", "lemon", "--json"][..], &config].concat()).json();
+    assert_eq!(plan["context"], 100);
+    assert_eq!(plan["pins"][0]["pin"]["device"], "ref0");
+    let both = [&["serve", "demo", "--port", "0"][..], &["lemon", "citrus"], &config].concat();
+    let message = trefoil(&both).fails(3);
+    assert!(message.contains("citrus"), "an alias is no model of its own: {message}");
+}
+
+/// Tokens of a text, with what the model puts around it.
+fn trefoil_count(text: &str) -> serde_json::Value {
+    trefoil(&["tokenize", "demo", text, "--add-special", "--json"]).json()["count"].clone()
+}

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
         return Ok(());
     }
     let options = common::options(&args.placement)?;
-    let lowered = Lowered::new(open_file(&name)?, options.lower)?;
+    let lowered = Lowered::new(open_file(args.placement.settings.path(&name))?, options.lower)?;
     let own = common::backend_options(&args.placement, &options);
     let backends = common::detect(&args.placement, own.clone());
     let mut rig = Rig::new(&lowered, &backends, options, &cases)?;

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,7 +10,7 @@ use trefoil_engine::backends::{BackendOptions, Backends, Refused};
 use trefoil_engine::cache;
 use trefoil_engine::kv::KvType;
 use trefoil_engine::loaded::Loaded;
-use trefoil_engine::model::{DEFAULT_CONTEXT, ModelOptions};
+use trefoil_engine::model::ModelOptions;
 use trefoil_scheduler::Plan;
 
 use crate::cli::{KvForm, PlacementArgs};
@@ -22,7 +23,11 @@ pub(crate) fn backends(args: &PlacementArgs, options: &ModelOptions) -> Backends
 
 /// Finds the devices that the configuration lets be used.
 pub(crate) fn detect(args: &PlacementArgs, options: BackendOptions) -> Backends {
-    let mut found = Backends::detect(options);
+    restrict(Backends::detect(options), args)
+}
+
+/// Without the devices that the configuration forbids.
+pub(crate) fn restrict(mut found: Backends, args: &PlacementArgs) -> Backends {
     let refused = found.devices.iter().filter_map(|device| {
         let name = device.info().name.clone();
         let reason = args.settings.devices.refusal(&name)?;
@@ -74,9 +79,7 @@ pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
         device: args.named_device().map(str::to_owned),
         pins: args.all_pins().to_vec(),
         plan,
-        context: args.ctx_size.map(|n| n as usize).or_else(|| {
-            Some(args.settings.default_ctx).filter(|&context| context != DEFAULT_CONTEXT)
-        }),
+        context: args.context(),
         page_tokens: args.settings.page_tokens,
         kv_type: match args.kv_type() {
             KvForm::F16 => KvType::F16,
@@ -95,11 +98,29 @@ pub(crate) fn load(
 ) -> Result<(Backends, Loaded), Failure> {
     let options = options(args)?;
     let backends = backends(args, &options);
-    let template = template.map(|path| read_text(path, Status::Usage)).transpose()?;
+    let loaded = open(model, args, &backends, &options, template)?;
+    Ok((backends, loaded))
+}
+
+/// Loads a model on devices that were found, with what the configuration says of it.
+pub(crate) fn open(
+    model: &str,
+    args: &PlacementArgs,
+    backends: &Backends,
+    options: &ModelOptions,
+    template: Option<&Path>,
+) -> Result<Loaded, Failure> {
+    let settings = &args.settings;
+    let template = settings.template(template).map(|path| read_text(path, Status::Usage));
+    let template = template.transpose()?;
     let spinner = spinner(&format!("loading {model}"));
-    let loaded = Loaded::open(model, &backends, &options, template.as_deref());
+    let loaded = Loaded::open(settings.path(model), backends, options, template.as_deref());
     spinner.finish_and_clear();
-    Ok((backends, loaded?))
+    let mut loaded = loaded?;
+    if let Some(text) = Arc::get_mut(&mut loaded.text) {
+        text.sampling = settings.sampling(text.sampling);
+    }
+    Ok(loaded)
 }
 
 /// Reads a UTF-8 file, naming it in the error.

@@ -5,25 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trefoil_engine::loaded::Loaded;
+use trefoil_engine::backends::Backends;
+use trefoil_engine::model::{DEMO, ModelOptions};
 use trefoil_telemetry::Metrics;
 
 use super::common;
-use crate::cli::ServeArgs;
-use crate::config::{Config, Server};
+use crate::cli::{PlacementArgs, ServeArgs};
+use crate::config::{Config, Server, id_of};
 use crate::exit::{Failure, Outcome, Status};
 use crate::http::{AppState, ServedModel, ServerOptions, serve};
 use crate::signals::Signals;
-
-/// Name under which a model is served: its file or folder name, without ending.
-fn id_of(model: &str) -> String {
-    let path = Path::new(model);
-    let name = match path.extension() {
-        Some(extension) if extension == "gguf" || extension == "safetensors" => path.file_stem(),
-        _ => path.file_name(),
-    };
-    name.map_or(model.to_owned(), |name| name.to_string_lossy().into_owned())
-}
 
 /// The server's options: flags, then the configuration.
 fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> {
@@ -63,6 +54,50 @@ fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> 
     })
 }
 
+/// A model to serve, and how.
+struct Wanted {
+    name: String,
+    id: String,
+    aliases: Vec<String>,
+    placement: PlacementArgs,
+    options: ModelOptions,
+}
+
+/// The models of the flags; else those that the configuration names for it; else the built-in one.
+fn wanted(args: &ServeArgs, config: &Config) -> Result<Vec<Wanted>, Failure> {
+    let mut names = args.models.clone();
+    if names.is_empty() {
+        let preloaded = config.sections.models.iter().filter(|(_, model)| model.preload);
+        names.extend(preloaded.map(|(name, _)| name.clone()));
+    }
+    if names.is_empty() {
+        names.push(DEMO.to_owned());
+    }
+    let wanted = names.into_iter().map(|name| {
+        let mut placement = args.placement.clone();
+        placement.settings = config.settings(placement.policy.as_deref(), Some(&name))?;
+        let options = common::options(&placement)?;
+        let own = config.model(&name).map(|(id, _)| id.to_owned());
+        let (id, aliases) =
+            (own.unwrap_or_else(|| id_of(&name)), placement.settings.model.aliases.clone());
+        Ok(Wanted { id, aliases, options, placement, name })
+    });
+    wanted.collect()
+}
+
+/// Finds the devices that any of the models names.
+fn detect(wanted: &[Wanted]) -> Backends {
+    let each = wanted.iter().map(|one| common::backend_options(&one.placement, &one.options));
+    let all = each.reduce(|mut all, one| {
+        all.named.extend(one.named);
+        all
+    });
+    let mut all = all.unwrap_or_default();
+    all.named.sort_unstable();
+    all.named.dedup();
+    Backends::detect(all)
+}
+
 pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
     let sections = &config.sections;
     let server = options(args, &sections.server)?;
@@ -71,22 +106,21 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
         args.port.unwrap_or(sections.server.port),
         args.max_queue.unwrap_or(sections.server.max_queue.get()),
     );
-    let options = common::options(&args.placement)?;
-    let backends = common::backends(&args.placement, &options);
-    let template = args.chat_template.as_deref().map(|path| common::read_text(path, Status::Usage));
-    let template = template.transpose()?;
-    let mut models = Vec::new();
-    for name in &args.models {
-        let spinner = common::spinner(&format!("loading {name}"));
-        let loaded = Loaded::open(name, &backends, &options, template.as_deref());
-        spinner.finish_and_clear();
-        let loaded = loaded?;
-        let id = id_of(name);
-        if models.iter().any(|model: &ServedModel| model.id == id) {
-            let error = format!("two models would be served as {id:?}; rename one of the files");
-            return Err(Failure::new(Status::Usage, error));
+    let wanted = wanted(args, config)?;
+    let backends = detect(&wanted);
+    let mut models: Vec<ServedModel> = Vec::new();
+    for Wanted { name, id, aliases, placement, options } in &wanted {
+        let own = common::restrict(backends.clone(), placement);
+        let loaded = common::open(name, placement, &own, options, args.chat_template.as_deref())?;
+        for name in aliases.iter().chain([id]) {
+            if models.iter().any(|model| model.has_name(name)) {
+                let error = format!(
+                    "two models would be served as {name:?}; rename one of the files or aliases"
+                );
+                return Err(Failure::new(Status::Usage, error));
+            }
         }
-        models.push(ServedModel::new(id, loaded, queue)?);
+        models.push(ServedModel::new(id.clone(), loaded, queue)?.with_aliases(aliases.clone()));
     }
     let default_model = models[0].id.clone();
     models.sort_by(|a, b| a.id.cmp(&b.id));

@@ -191,29 +191,29 @@ sections! {
         /// strict: replies do not depend on what else runs; fast: they may.
         determinism: Determinism = Determinism::Strict, NO;
         /// Take sampling defaults from the model.
-        use_model_sampling: bool = true, NO;
+        use_model_sampling: bool = true, Use::Full;
     }
 
-    /// `[models.NAME]`; NAME is the id that it is served under.
+    /// `[models.NAME]`; NAME is the id that it is served under, and what `run` and others take for it.
     Model {
-        /// File, folder or owner/repo:QUANT.
-        path: String = String::new(), NO;
+        /// File or folder; "" where NAME is that of a file or folder that is given.
+        path: String = String::new(), Use::Full;
         /// More names.
-        aliases: Vec<String> = Vec::new(), NO;
-        /// Load it when the server starts.
-        preload: bool = false, NO;
+        aliases: Vec<String> = Vec::new(), SERVE;
+        /// Serve it when `serve` is given no models.
+        preload: bool = false, SERVE;
         /// Never unload it.
         pinned: bool = false, NO;
         /// Tokens of context; 0 for the default.
-        ctx: usize = 0, NO;
+        ctx: u32 = 0, Use::Full;
         /// File with a chat template.
-        chat_template: String = String::new(), NO;
+        chat_template: String = String::new(), Use::Full;
         /// Does it think before it answers: auto, on or off?
         reasoning: Switch = Switch::Auto, NO;
         /// How an encoder makes one vector of many.
         pooling: String = "auto".to_owned(), NO;
-        /// Name of a policy.
-        policy: String = String::new(), NO;
+        /// Name of a policy, as for --policy; "" for `[policy]`.
+        policy: String = String::new(), Use::Full;
         /// `[models.NAME.sampling]`.
         sampling: Sampling = Sampling::default(), NO;
     }
@@ -221,19 +221,19 @@ sections! {
     /// `[models.NAME.sampling]`: what requests do not say.
     Sampling {
         /// Randomness.
-        temperature: Option<f64> = None, NO;
+        temperature: Option<f64> = None, Use::Full;
         /// Keep the most probable tokens that together reach this.
-        top_p: Option<f64> = None, NO;
+        top_p: Option<f64> = None, Use::Full;
         /// Keep this many of the most probable tokens.
-        top_k: Option<i64> = None, NO;
+        top_k: Option<i64> = None, Use::Full;
         /// Keep tokens at least this many times as probable as the best.
-        min_p: Option<f64> = None, NO;
+        min_p: Option<f64> = None, Use::Full;
         /// Keep the most typical tokens that together reach this.
-        typical_p: Option<f64> = None, NO;
+        typical_p: Option<f64> = None, Use::Full;
         /// Make tokens that came before less likely.
-        repeat_penalty: Option<f64> = None, NO;
+        repeat_penalty: Option<f64> = None, Use::Full;
         /// Tokens that count as before.
-        repeat_last_n: Option<i64> = None, NO;
+        repeat_last_n: Option<i64> = None, Use::Full;
     }
 
     /// `[devices.NAME]`.

@@ -24,7 +24,7 @@ use layer::Layer;
 pub(crate) use layer::{Origin, Path, written};
 pub(crate) use list::Entry;
 pub(crate) use places::{Place, places};
-pub(crate) use settings::Settings;
+pub(crate) use settings::{Settings, id_of};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,9 @@ pub(crate) enum ConfigError {
         "environment variable {name}: expected TREFOIL__SECTION__KEY, such as TREFOIL__SERVER__PORT"
     )]
     Variable { name: String },
+    /// Sampling that no request may ask for.
+    #[error("models.{name}.sampling: {problem}")]
+    Sampling { name: String, problem: String },
     /// A key that there is not.
     #[error(
         "key {got:?} is not known{}; `trefoil config show` lists all",
@@ -182,6 +185,14 @@ impl Config {
         self.policy(None)?;
         for name in self.policy_names() {
             self.policy(Some(&name))?;
+        }
+        for (name, model) in &self.sections.models {
+            self.policy(Some(model.policy.as_str()).filter(|policy| !policy.is_empty()))?;
+            let sampling = model.sampling.settings().params();
+            sampling.validate(usize::MAX).map_err(|error| ConfigError::Sampling {
+                name: name.clone(),
+                problem: error.to_string(),
+            })?;
         }
         Ok(())
     }

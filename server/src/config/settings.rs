@@ -1,11 +1,15 @@
 //! What the configuration says to commands that run or plan a model, as far as flags do not.
 
+use std::path::Path;
+
+use trefoil_engine::model::DEFAULT_CONTEXT;
+use trefoil_engine::text::sampling::SamplingSettings;
 use trefoil_scheduler::Pin;
 use trefoil_scheduler::policy::{PolicyError, Resolved};
 use wildmatch::WildMatch;
 
 use super::keys::{GpuApi, KvName, Switch};
-use super::{Config, Form, Level, Server};
+use super::{Config, Form, Level, Model, Sampling, Server};
 use crate::cli::{KvForm, LogForm, PlacementArgs};
 
 /// Values under the flags of [`PlacementArgs`].
@@ -19,11 +23,15 @@ pub(crate) struct Settings {
     /// The policy that applies.
     pub(crate) policy: Resolved,
     pub(crate) devices: DeviceRules,
+    /// What `[models.NAME]` says of the model.
+    pub(crate) model: Model,
+    /// Does the model's own sampling count?
+    pub(crate) model_sampling: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Config::default().settings(None).expect("the built-in policy is one")
+        Config::default().settings(None, None).expect("the built-in policy is one")
     }
 }
 
@@ -56,10 +64,27 @@ impl DeviceRules {
 }
 
 impl Config {
-    /// What applies under a policy.
-    pub(crate) fn settings(&self, policy: Option<&str>) -> Result<Settings, PolicyError> {
+    /// What `[models.NAME]` says of a model that was named on the command line, and its NAME.
+    pub(crate) fn model(&self, given: &str) -> Option<(&str, &Model)> {
+        let models = &self.sections.models;
+        let own = models.get_key_value(given);
+        // A file or folder by the name under which it is served.
+        let served =
+            || models.get_key_value(&id_of(given)).filter(|(_, model)| model.path.is_empty());
+        own.or_else(served).map(|(name, model)| (name.as_str(), model))
+    }
+
+    /// What applies to a model under a policy: that of the flags, else the model's own.
+    pub(crate) fn settings(
+        &self,
+        policy: Option<&str>,
+        model: Option<&str>,
+    ) -> Result<Settings, PolicyError> {
         let engine = &self.sections.engine;
-        let policy = self.policy(policy)?;
+        let model = model.and_then(|given| self.model(given)).map(|(_, model)| model.clone());
+        let model = model.unwrap_or_default();
+        let own = Some(model.policy.as_str()).filter(|name| !name.is_empty());
+        let policy = self.policy(policy.or(own))?;
         Ok(Settings {
             threads: engine.threads,
             prefill_chunk: engine.prefill_chunk.get(),
@@ -72,6 +97,8 @@ impl Config {
             default_ctx: engine.default_ctx.get(),
             devices: self.rules(&policy),
             policy,
+            model,
+            model_sampling: engine.use_model_sampling,
         })
     }
 
@@ -111,6 +138,14 @@ impl PlacementArgs {
         self.kv_type.unwrap_or(self.settings.kv_type)
     }
 
+    /// Tokens of context, if anything says how many.
+    pub(crate) fn context(&self) -> Option<usize> {
+        let own = Some(self.settings.model.ctx).filter(|&ctx| ctx > 0);
+        let flags = self.ctx_size.or(own).map(|n| n as usize);
+        let usual = self.settings.default_ctx;
+        flags.or_else(|| (usual != DEFAULT_CONTEXT).then_some(usual))
+    }
+
     /// Pins of the flags, else of the policy; none beside a plan, which says everything.
     pub(crate) fn all_pins(&self) -> &[Pin] {
         if self.plan.is_some() {
@@ -126,6 +161,50 @@ impl PlacementArgs {
     pub(crate) fn named_device(&self) -> Option<&str> {
         let only = || self.settings.devices.only().filter(|_| self.plan.is_none());
         self.device.as_deref().or_else(only)
+    }
+}
+
+/// Name under which a model is served: its file or folder name, without ending.
+pub(crate) fn id_of(model: &str) -> String {
+    let path = Path::new(model);
+    let name = match path.extension() {
+        Some(extension) if extension == "gguf" || extension == "safetensors" => path.file_stem(),
+        _ => path.file_name(),
+    };
+    name.map_or(model.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+impl Settings {
+    /// Where the model lies: what was given, unless that is the NAME of a path.
+    pub(crate) fn path<'a>(&'a self, given: &'a str) -> &'a str {
+        if self.model.path.is_empty() { given } else { &self.model.path }
+    }
+
+    /// The file of a chat template: that of the flags, else the configured one.
+    pub(crate) fn template<'a>(&'a self, given: Option<&'a Path>) -> Option<&'a Path> {
+        let own = Some(self.model.chat_template.as_str()).filter(|path| !path.is_empty());
+        given.or_else(|| own.map(Path::new))
+    }
+
+    /// Sampling where a request says nothing: as configured, else as the model says.
+    pub(crate) fn sampling(&self, own: SamplingSettings) -> SamplingSettings {
+        let own = if self.model_sampling { own } else { SamplingSettings::default() };
+        self.model.sampling.settings().over(own)
+    }
+}
+
+impl Sampling {
+    pub(crate) fn settings(&self) -> SamplingSettings {
+        let whole = |n: i64| i32::try_from(n).unwrap_or(i32::MAX);
+        let mut settings = SamplingSettings::default();
+        settings.temperature = self.temperature.map(|t| t as f32);
+        settings.top_k = self.top_k.map(whole);
+        settings.top_p = self.top_p;
+        settings.min_p = self.min_p;
+        settings.typical_p = self.typical_p;
+        settings.repeat_penalty = self.repeat_penalty.map(|p| p as f32);
+        settings.repeat_last_n = self.repeat_last_n.map(whole);
+        settings
     }
 }
 

@@ -190,7 +190,8 @@ fn policies_are_found_by_name_and_lie_over_the_rest() {
 fn devices_are_kept_out_by_the_key_that_says_so() {
     let text =
         "[policy]\ndeny_devices = ['npu*']\n[devices]\ncpu = false\nvisible = ['gpu0', 'cpu0']";
-    let rules = read(&[text], false, &[]).expect("valid").settings(None).expect("valid").devices;
+    let rules =
+        read(&[text], false, &[]).expect("valid").settings(None, None).expect("valid").devices;
     let why = |device| rules.refusal(device).unwrap_or_default();
     assert!(why("npu0").contains("visible"), "{}", why("npu0"));
     assert!(why("cpu0").contains("devices.cpu = false"), "{}", why("cpu0"));
@@ -198,7 +199,33 @@ fn devices_are_kept_out_by_the_key_that_says_so() {
     assert_eq!(rules.refusal("gpu0"), None);
     assert_eq!(rules.only(), None);
     let one = read(&["[policy]\nallow_devices = ['gpu0']"], false, &[]).expect("valid");
-    assert_eq!(one.settings(None).expect("valid").devices.only(), Some("gpu0"));
+    assert_eq!(one.settings(None, None).expect("valid").devices.only(), Some("gpu0"));
+}
+
+#[test]
+fn models_are_found_by_name_and_by_the_name_they_are_served_under() {
+    let text = "[models.small]\npath = '/m/a.gguf'\nctx = 64\npolicy = 'energy'\n\
+                [models.small.sampling]\ntemperature = 0.5\n[models.b]\nctx = 32\n\
+                [engine]\nuse_model_sampling = false\n";
+    let config = read(&[text], false, &[]).expect("valid");
+    let small = config.settings(None, Some("small")).expect("valid");
+    assert_eq!((small.path("small"), small.model.ctx), ("/m/a.gguf", 64));
+    assert_eq!(small.policy.name, "energy");
+    assert_eq!(
+        config.settings(Some("latency"), Some("small")).expect("valid").policy.name,
+        "latency"
+    );
+    let own = trefoil_engine::text::sampling::SamplingSettings::default();
+    assert_eq!(small.sampling(own).temperature, Some(0.5));
+    assert_eq!(config.model("/x/b.gguf").expect("by its file name").1.ctx, 32);
+    assert!(config.model("/x/small.gguf").is_none(), "it has a path of its own");
+    let mut own = own;
+    own.top_k = Some(3);
+    assert_eq!(small.sampling(own).top_k, None, "use_model_sampling is off");
+    let got = refusal("[models.x.sampling]\ntemperature = -1");
+    assert!(got.contains("models.x.sampling") && got.contains("temperature"), "{got}");
+    let got = refusal("[models.x]\npolicy = 'latenci'");
+    assert!(got.contains("did you mean \"latency\"?"), "{got}");
 }
 
 /// The table of keys as documentation shows it.

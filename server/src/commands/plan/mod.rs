@@ -108,7 +108,7 @@ fn model_file(args: &PlanArgs) -> Result<ModelFile, Failure> {
     let target = args.quant.unwrap_or(Target::Q4_K_M);
     let name = match (&args.shape, &args.model) {
         (Some(shape), _) => return Ok(without_weights(shape, target)?),
-        (None, Some(name)) => name,
+        (None, Some(name)) => args.placement.settings.path(name),
         (None, None) => return Err(Failure::new(Status::Usage, "expected a model, or --shape")),
     };
     if let Some(config) = lone_config(Path::new(name)) {
