@@ -361,6 +361,14 @@ pub(crate) enum ConfigCommand {
         /// The key
         key: String,
     },
+    /// Set a key in the user's file, or in that of --config
+    Set {
+        /// The key
+        key: String,
+        /// The value: TOML, else a text
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -89,6 +89,27 @@ fn what_is_shown_can_be_read_again_and_says_no_secret() {
 }
 
 #[test]
+fn keys_are_set_in_the_user_s_file() {
+    let folder = Folder::new();
+    let get = || folder.run(&["config", "get", "server.port"]).ok().trim().to_owned();
+    assert_eq!(get(), "9378");
+    folder.run(&["config", "set", "server.port", "81"]).ok();
+    assert_eq!(get(), "81");
+    folder.run(&["config", "set", "server.port", "82"]).ok();
+    folder.run(&["config", "set", "policy.objective", "energy"]).ok();
+    assert_eq!(get(), "82");
+    let file = folder.0.path().join("config/trefoil/trefoil.toml");
+    let text = std::fs::read_to_string(&file).expect("was written");
+    assert_eq!(text, "[server]\nport = 82\n\n[policy]\nobjective = \"energy\"\n");
+    let message = folder.run(&["config", "set", "server.prt", "1"]).fails(2);
+    assert!(message.contains("did you mean \"port\"?"), "{message}");
+    let message = folder.run(&["config", "set", "prt", "1"]).fails(2);
+    assert!(message.contains("server.port"), "{message}");
+    folder.run(&["config", "set", "server.port", "-1"]).fails(2);
+    assert_eq!(std::fs::read_to_string(&file).expect("is there"), text, "nothing was written");
+}
+
+#[test]
 fn mistakes_end_every_command_that_reads_it_with_2() {
     let folder = Folder::new();
     folder.write("config/trefoil/trefoil.toml", "[policy]\n\npinz = []\n");

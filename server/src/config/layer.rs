@@ -89,8 +89,9 @@ impl Layer {
         // The text was read before.
         let places = toml::de::DeTable::parse(text).ok();
         let line = |path: &[String]| {
-            let start = places.as_ref().and_then(|table| start_of(table.get_ref(), path));
-            let before = text.get(..start.unwrap_or(0)).unwrap_or_default();
+            let found = places.as_ref().and_then(|table| spans(table.get_ref(), path));
+            let start = found.map_or(0, |(key, _)| key.start);
+            let before = text.get(..start).unwrap_or_default();
             before.bytes().filter(|&byte| byte == b'\n').count() + 1
         };
         let values = values.into_iter().map(|(path, value)| {
@@ -153,12 +154,22 @@ fn collect(table: &Table, path: &mut Path, values: &mut Vec<(Path, Value)>) {
     }
 }
 
-/// Where in the text a key stands.
-fn start_of(table: &toml::de::DeTable<'_>, path: &[String]) -> Option<usize> {
+/// Where in the text a key stands, and its value.
+fn spans(
+    table: &toml::de::DeTable<'_>,
+    path: &[String],
+) -> Option<(std::ops::Range<usize>, std::ops::Range<usize>)> {
     let (first, rest) = path.split_first()?;
     let (key, value) = table.iter().find(|(key, _)| key.get_ref().as_ref() == first.as_str())?;
     match value.get_ref() {
-        toml::de::DeValue::Table(inner) if !rest.is_empty() => start_of(inner, rest),
-        _ => Some(key.span().start),
+        toml::de::DeValue::Table(inner) if !rest.is_empty() => spans(inner, rest),
+        _ if rest.is_empty() => Some((key.span(), value.span())),
+        _ => None,
     }
+}
+
+/// Where in a file's text the value of a key stands, if the text sets it.
+pub(super) fn place_of(text: &str, path: &[String]) -> Option<std::ops::Range<usize>> {
+    let table = toml::de::DeTable::parse(text).ok()?;
+    spans(table.get_ref(), path).map(|(_, value)| value)
 }

@@ -116,8 +116,14 @@ impl Config {
         if let Some(at) = entries.iter().position(|entry| written(&entry.path) == name) {
             return Ok(entries.swap_remove(at));
         }
-        let names: Vec<String> = entries.iter().map(|entry| written(&entry.path)).collect();
-        let near = nearest(name, names.iter().map(String::as_str)).map(str::to_owned);
+        // A name without a section is compared without sections.
+        let compared = |entry: &Entry| {
+            if name.contains('.') { written(&entry.path) } else { entry.key() }
+        };
+        let names: Vec<String> = entries.iter().map(compared).collect();
+        let near = nearest(name, names.iter().map(String::as_str));
+        let near = near.and_then(|near| names.iter().position(|name| name == near));
+        let near = near.map(|at| written(&entries[at].path));
         Err(ConfigError::Unknown { got: name.to_owned(), near })
     }
 }

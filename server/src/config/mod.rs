@@ -1,6 +1,7 @@
 //! `trefoil.toml`: built-in values, then files, then the environment, each laid over the one before,
 //! key by key. Flags are laid over all of them where commands read them.
 
+pub(crate) mod edit;
 mod keys;
 mod layer;
 mod list;
@@ -23,7 +24,7 @@ pub(crate) use keys::{
 use layer::Layer;
 pub(crate) use layer::{Origin, Path, written};
 pub(crate) use list::Entry;
-pub(crate) use places::{Place, places};
+pub(crate) use places::{Place, places, user_file};
 pub(crate) use settings::{Settings, id_of};
 
 /// A configuration that cannot be used.
@@ -47,6 +48,9 @@ pub(crate) enum ConfigError {
     /// Sampling that no request may ask for.
     #[error("models.{name}.sampling: {problem}")]
     Sampling { name: String, problem: String },
+    /// A file in which a key is set in a way that is not followed.
+    #[error("{}: {key} cannot be set here without changing more; edit the file by hand", path.display())]
+    ByHand { path: PathBuf, key: String },
     /// A key that there is not.
     #[error(
         "key {got:?} is not known{}; `trefoil config show` lists all",

@@ -22,9 +22,14 @@ pub(crate) fn places(given: Option<&Path>) -> Vec<Place> {
     if cfg!(unix) {
         all.push(place(PathBuf::from("/etc/trefoil/trefoil.toml")));
     }
-    all.extend(user_folder().map(|folder| place(folder.join("trefoil").join("trefoil.toml"))));
+    all.extend(user_file().map(place));
     all.push(Place { local: true, ..place(PathBuf::from("./trefoil.toml")) });
     all
+}
+
+/// The user's own file; `None` if the environment does not say where that is.
+pub(crate) fn user_file() -> Option<PathBuf> {
+    user_folder().map(|folder| folder.join("trefoil").join("trefoil.toml"))
 }
 
 /// The user's folder of configurations; `None` if the environment does not say where that is.
