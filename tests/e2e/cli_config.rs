@@ -181,7 +181,7 @@ fn the_server_takes_its_keys_from_the_configuration() {
     let key = folder.write("key", "sesame\n");
     let file = format!(
         "[server]\napi_key_file = '{}'\nallowed_hosts = ['box.lan']\nmax_body = '1KiB'\n\
-         strict_fields = true\n[engine]\nmax_n = 2\n",
+         strict_fields = true\nmetrics = false\n[engine]\nmax_n = 2\n",
         text(&key)
     );
     let file = folder.write("own.toml", &file);
@@ -191,6 +191,7 @@ fn the_server_takes_its_keys_from_the_configuration() {
         server.call(method, path).header("authorization", "Bearer sesame")
     };
     assert_eq!(call("GET", "/v1/models").send().status, 200);
+    assert_eq!(call("GET", "/metrics").send().status, 404, "metrics = false");
     let body = |more: serde_json::Value| {
         let mut body = serde_json::json!({"model": "default", "max_tokens": 1,
             "messages": [{"role": "user", "content": "Hi"}]});

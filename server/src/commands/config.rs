@@ -115,7 +115,8 @@ fn as_toml(entries: &[Entry]) -> String {
         let line = format!("{mark}{} = {}", entry.key(), entry.text());
         let note = match entry.used {
             Use::Full => String::new(),
-            used => format!("; {}", used.note()),
+            Use::NotYet => "; not used yet".to_owned(),
+            Use::Only(what) => format!("; only {what}"),
         };
         writeln!(text, "{line:<44} # {}{note}", entry.origin).expect("strings take text");
     }

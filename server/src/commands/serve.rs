@@ -50,6 +50,7 @@ fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> 
         sse_ping: args.sse_ping.map_or(config.sse_ping.duration(), Duration::from_secs_f64),
         strict_fields: args.strict_fields || config.strict_fields,
         shutdown_grace: config.shutdown_grace.duration(),
+        metrics: config.metrics,
         ..ServerOptions::default()
     })
 }

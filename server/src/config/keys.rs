@@ -155,7 +155,7 @@ sections! {
         /// Form of log lines: text or json. Prompts are never logged.
         log_format: Form = Form::Text, Use::Only("`serve`; other commands take --log-format");
         /// Serve /metrics.
-        metrics: bool = true, NO;
+        metrics: bool = true, SERVE;
     }
 
     /// `[engine]`.

@@ -35,6 +35,8 @@ pub(crate) struct ServerOptions {
     pub(crate) strict_fields: bool,
     /// Time that running requests get at shutdown.
     pub(crate) shutdown_grace: Duration,
+    /// Is there `/metrics`?
+    pub(crate) metrics: bool,
 }
 
 impl Default for ServerOptions {
@@ -51,6 +53,7 @@ impl Default for ServerOptions {
             status_after: Duration::from_secs(10),
             strict_fields: false,
             shutdown_grace: Duration::from_secs(10),
+            metrics: true,
         }
     }
 }
