@@ -117,7 +117,7 @@ fn a_plan_is_simulated_and_traced() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("trace.json");
     let file = path.to_str().expect("a plain path");
-    let base = ["plan", "--shape", "qwen3-0.6b", "--profile", "strix-point", "--prompt", "1536"];
+    let base = ["plan", "--shape", "qwen3-0.6b", "--profile", "strix-point", "--prompt", "1100"];
     let flags = ["--simulate", "--pin", "prefill:blk.1*=npu0", "--trace", file];
     let all = [&base[..], &["--generate", "3", "--policy", "latency"], &flags].concat();
     let text = trefoil(&all).ok();

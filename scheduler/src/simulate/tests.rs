@@ -110,6 +110,22 @@ fn one_step_after_another_is_what_plans_predict() {
 }
 
 #[test]
+fn a_short_last_chunk_is_predicted_within_a_tenth_where_rows_are_padded() {
+    let graph = graph("qwen3-0.6b");
+    let profile = shipped("strix-point").expect("ships");
+    let pins = vec!["*=npu0".parse().expect("valid")];
+    for (prompt, share) in [(1100, 0.1), (1536, 0.02), (1900, 0.1)] {
+        let (profile, pins) = (profile.clone(), pins.clone());
+        let workload = Workload { prompt, generate: 2 };
+        let run = Run { graph: &graph, profile, chunk: 512, workload, pins };
+        let plan = run.plan(Goal::Latency);
+        let predicted = plan.prediction.as_ref().expect("has a profile").totals;
+        let got = run.simulate(&plan, false).totals;
+        within(got.first_token_seconds, predicted.first_token_seconds, share);
+    }
+}
+
+#[test]
 fn chunks_overlap_where_a_prompt_goes_over_two_devices() {
     let graph = graph("qwen3-1.7b");
     let pins = ["prefill:blk.?.*=gpu0", "prefill:embed=gpu0", "prefill:*=npu0"];
@@ -184,7 +200,8 @@ fn copies_and_moves_of_pages_take_their_links() {
     }
     let totals = run.simulate(&plan, false).totals;
     let predicted = plan.prediction.as_ref().expect("has a profile").totals;
-    within(totals.first_token_seconds, predicted.first_token_seconds, 0.02);
+    // The last chunk is a third of a full one, and takes a little more than a third of its time.
+    within(totals.first_token_seconds, predicted.first_token_seconds, 0.04);
 }
 
 #[test]
