@@ -225,6 +225,30 @@ impl ModelFile {
         }
     }
 
+    /// A model by its `config.json` alone: its tensors have the formats that `format` says for a name
+    /// and a shape, and hold nothing. Enough to lower, to count and to plan.
+    pub fn from_config(
+        path: &Path,
+        format: impl Fn(&str, &[u64]) -> BlockType,
+    ) -> Result<Self, ModelFileError> {
+        let (mut metadata, shapes) = huggingface::shapes(path)?;
+        let fail = |source| ModelFileError::io(path, source);
+        let tensors = crate::shape::reserve(&path.display().to_string(), shapes, format);
+        let absolute = std::path::absolute(path).map_err(fail)?;
+        let folder = absolute.parent().map(Path::to_path_buf);
+        let name = folder.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
+        if let Some(name) = name.filter(|_| !metadata.contains("general.name")) {
+            metadata.set("general.name", &*name);
+        }
+        Ok(Self {
+            origin: Origin::HuggingFace,
+            label: path.display().to_string(),
+            metadata,
+            tensors: tensors.map_err(fail)?,
+            folder,
+        })
+    }
+
     fn open_gguf(file: &Path) -> Result<Self, ModelFileError> {
         let (metadata, tensors) = gguf::open(file)?;
         Ok(Self::from_gguf(file.display().to_string(), metadata, tensors))

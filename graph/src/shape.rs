@@ -4,6 +4,7 @@
 
 mod table;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -177,43 +178,61 @@ impl ModelShape {
         &self,
         format: impl Fn(&str, &[u64]) -> BlockType,
     ) -> io::Result<ModelFile> {
-        let wrong = |name: &str, block: BlockType| {
-            let text = format!("{}: {name}: rows are no whole blocks of {block}", self.name);
-            io::Error::new(io::ErrorKind::InvalidInput, text)
-        };
         let divisors = self.rope_divisors().unwrap_or_default();
         let divisors = divisors.iter().flat_map(|divisor| divisor.to_le_bytes()).collect();
-        let divisors = Arc::new(Storage::Owned(divisors));
-        let mut places = Vec::new();
-        let mut end = 0u64;
-        for (name, shape) in self.tensors() {
-            if name == ROPE_DIVISORS {
-                places.push((Arc::<str>::from(name), shape, BlockType::F32, None));
-                continue;
-            }
-            let block = format(&name, &shape);
-            let columns = shape.last().copied().unwrap_or(1);
-            let rows: u64 = shape.iter().rev().skip(1).product();
-            let row = block.row_bytes(columns).ok_or_else(|| wrong(&name, block))?;
-            places.push((name.into(), shape, block, Some(end)));
-            end += (rows * row).next_multiple_of(64);
+        let storage = Arc::new(Storage::Owned(divisors));
+        let (given, empty): (Vec<_>, Vec<_>) =
+            self.tensors().into_iter().partition(|(name, _)| name == ROPE_DIVISORS);
+        let mut tensors = reserve(self.name, empty, format)?;
+        for (name, shape) in given {
+            let (name, block) = (Arc::<str>::from(name), BlockType::F32);
+            let tensor =
+                Tensor { name: name.clone(), block, shape, storage: storage.clone(), offset: 0 };
+            tensors.insert(name, tensor);
         }
-        let reserved = Storage::reserve(end as usize)?;
-        let tensors = places.into_iter().map(|(name, shape, block, place)| {
-            let (storage, offset) = match place {
-                Some(offset) => (reserved.clone(), offset),
-                None => (divisors.clone(), 0),
-            };
-            (name.clone(), Tensor { name, block, shape, storage, offset })
-        });
         Ok(ModelFile {
             origin: Origin::Gguf,
             label: format!("shape {}", self.name),
             metadata: self.metadata(),
-            tensors: tensors.collect(),
+            tensors,
             folder: None,
         })
     }
+}
+
+/// Tensors of these names and shapes, in the formats that `format` says, in address space that holds
+/// nothing. `what` names the model in errors: a format whose blocks do not fill a row, and sizes that no
+/// address space has.
+pub(crate) fn reserve(
+    what: &str,
+    shapes: Vec<(String, Vec<u64>)>,
+    format: impl Fn(&str, &[u64]) -> BlockType,
+) -> io::Result<BTreeMap<Arc<str>, Tensor>> {
+    let wrong = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+    let mut places = Vec::with_capacity(shapes.len());
+    let mut end = 0u64;
+    for (name, shape) in shapes {
+        let block = format(&name, &shape);
+        let columns = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().rev().skip(1).try_fold(1u64, |all, &size| all.checked_mul(size));
+        let row = block
+            .row_bytes(columns)
+            .ok_or_else(|| wrong(format!("{what}: {name}: rows are no whole blocks of {block}")))?;
+        let start = end;
+        let bytes = rows.and_then(|rows| rows.checked_mul(row));
+        let most = |end: &u64| *end < 1 << 46;
+        end = bytes
+            .and_then(|bytes| start.checked_add(bytes)?.checked_next_multiple_of(64))
+            .filter(most)
+            .ok_or_else(|| wrong(format!("{what}: {name}: sizes beyond any model, {shape:?}")))?;
+        places.push((Arc::<str>::from(name), shape, block, start));
+    }
+    let reserved = Storage::reserve(end as usize)?;
+    let tensors = places.into_iter().map(|(name, shape, block, offset)| {
+        let storage = reserved.clone();
+        (name.clone(), Tensor { name, block, shape, storage, offset })
+    });
+    Ok(tensors.collect())
 }
 
 /// One format for matrices, F32 for vectors and routers.

@@ -11,6 +11,7 @@ mod plan;
 pub mod planner;
 pub mod policy;
 pub mod profile;
+pub mod simulate;
 mod size;
 mod toml_text;
 
@@ -21,7 +22,7 @@ pub use plan::{
     Prediction, SegmentPlan, SegmentPrediction, Totals, Transfer, UnitPlacement,
 };
 pub use size::Size;
-pub use toml_text::TomlError;
+pub use toml_text::{TomlError, read as read_toml};
 
 /// The candidate most like `name`, for "did you mean".
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

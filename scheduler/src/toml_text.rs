@@ -24,8 +24,8 @@ fn hint(near: &Option<String>) -> String {
     near.as_ref().map(|key| format!("; did you mean {key:?}?")).unwrap_or_default()
 }
 
-/// Reads `text`; `what` names it in errors.
-pub(crate) fn read<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, TomlError> {
+/// Reads TOML text; `what` names it in errors.
+pub fn read<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, TomlError> {
     toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start).min(text.len());
         let line = text.as_bytes()[..start].iter().filter(|&&byte| byte == b'\n').count();

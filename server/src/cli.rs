@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use trefoil_engine::quantize::{Mixture, Target};
 use trefoil_graph::shape::ModelShape;
+use trefoil_scheduler::profile::Change;
 use trefoil_scheduler::{Pin, nearest};
+
+use crate::config::Settings;
 
 /// Run language models over every processor of one machine.
 #[derive(Debug, Parser)]
@@ -29,9 +32,12 @@ pub(crate) struct Global {
     /// Colours and progress bars
     #[arg(long, global = true, value_enum, default_value_t = Colour::Auto)]
     pub(crate) color: Colour,
-    /// Form of log lines
-    #[arg(long, global = true, value_enum, default_value_t = LogForm::Text)]
-    pub(crate) log_format: LogForm,
+    /// Form of log lines [default: text]
+    #[arg(long, global = true, value_enum)]
+    pub(crate) log_format: Option<LogForm>,
+    /// Configuration file, instead of all others
+    #[arg(long, global = true, value_name = "FILE", env = "TREFOIL_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,6 +78,9 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Measure how fast the engine reads prompts and generates
     Bench(BenchArgs),
+    /// Show and check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print shell completions
     Completions {
         /// The shell
@@ -91,18 +100,24 @@ pub(crate) struct PlacementArgs {
     /// Run a plan made by `trefoil plan --json` (- for standard input)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "pins"])]
     pub(crate) plan: Option<PathBuf>,
-    /// Tokens of context [default: the model's own, at most 8192]
+    /// Tokens of context [default: the model's own, at most engine.default_ctx, 8192]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ctx_size: Option<u32>,
-    /// Threads of the CPU device [default: one per physical core]
-    #[arg(short, long, value_name = "N", env = "TREFOIL_THREADS", default_value_t = 0)]
-    pub(crate) threads: usize,
-    /// Most prompt tokens read in one step
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
-    pub(crate) prefill_chunk: usize,
-    /// Number format of stored keys and values
-    #[arg(long, value_enum, default_value_t = KvForm::F16)]
-    pub(crate) kv_type: KvForm,
+    /// Threads of the CPU device [default: engine.threads, one per physical core]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Most prompt tokens read in one step [default: engine.prefill_chunk, 512]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) prefill_chunk: Option<usize>,
+    /// Number format of stored keys and values [default: engine.kv_type, f16]
+    #[arg(long, value_enum)]
+    pub(crate) kv_type: Option<KvForm>,
+    /// Policy: a [policies.NAME] of the configuration, on_battery, or an objective
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy: Option<String>,
+    /// What the configuration says.
+    #[arg(skip)]
+    pub(crate) settings: Settings,
     /// Exact f32 arithmetic instead of 8-bit activations: slower
     #[arg(long)]
     pub(crate) exact: bool,
@@ -224,17 +239,18 @@ pub(crate) struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Models to serve: .gguf files, folders, or `demo`
-    #[arg(default_value = "demo", env = "TREFOIL_MODEL", num_args = 1..)]
+    /// Models to serve: .gguf files, folders, names of the configuration, or `demo` [default: those that
+    /// the configuration preloads, else `demo`]
+    #[arg(env = "TREFOIL_MODEL", num_args = 1..)]
     pub(crate) models: Vec<String>,
-    /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1", env = "TREFOIL_HOST")]
-    pub(crate) host: String,
-    /// Port to listen on; 0 for any free one
-    #[arg(long, default_value_t = 9378, env = "TREFOIL_PORT")]
-    pub(crate) port: u16,
-    /// Key that clients must send
-    #[arg(long, env = "TREFOIL_API_KEY", hide_env_values = true, value_name = "KEY")]
+    /// Address to listen on [default: server.host, 127.0.0.1]
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+    /// Port to listen on; 0 for any free one [default: server.port, 9378]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Key that clients must send; better in TREFOIL_API_KEY or a file
+    #[arg(long, value_name = "KEY")]
     pub(crate) api_key: Option<String>,
     /// File that holds the key
     #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
@@ -248,12 +264,12 @@ pub(crate) struct ServeArgs {
     /// Origins whose pages may call; may be repeated
     #[arg(long = "allowed-origin", value_name = "ORIGIN")]
     pub(crate) allowed_origins: Vec<String>,
-    /// Requests that may wait
-    #[arg(long, default_value_t = 256, value_name = "N", value_parser = positive)]
-    pub(crate) max_queue: usize,
-    /// Seconds of silence after which a stream gets a sign of life
-    #[arg(long, default_value_t = 15.0, value_name = "S", value_parser = seconds)]
-    pub(crate) sse_ping: f64,
+    /// Requests that may wait [default: server.max_queue, 256]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_queue: Option<usize>,
+    /// Seconds of silence after which a stream gets a sign of life [default: server.sse_ping, 15]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub(crate) sse_ping: Option<f64>,
     /// Refuse bodies with unknown fields instead of naming them in a header
     #[arg(long)]
     pub(crate) strict_fields: bool,
@@ -278,7 +294,7 @@ pub(crate) enum GoalForm {
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    /// A .gguf file, a folder with config.json (weights or not), a config.json, or `demo`
     #[arg(required_unless_present = "shape")]
     pub(crate) model: Option<String>,
     /// Print the plan as JSON, as --plan takes it
@@ -289,25 +305,70 @@ pub(crate) struct PlanArgs {
     pub(crate) profile: Option<String>,
     /// Plan a known model without its weights, such as qwen3-8b
     #[arg(long, value_name = "NAME", value_parser = known_shape)]
-    #[arg(conflicts_with = "model", requires = "profile")]
+    #[arg(conflicts_with = "model")]
     pub(crate) shape: Option<ModelShape>,
-    /// Types of its weights
-    #[arg(long, value_name = "TYPE", default_value = "Q4_K_M", requires = "shape")]
-    pub(crate) quant: Target,
+    /// Types of weights that are not there: of --shape, or of a config.json alone [default: Q4_K_M]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) quant: Option<Target>,
     /// Prompt that is planned for
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive)]
     pub(crate) prompt: usize,
     /// Tokens generated after it
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive)]
     pub(crate) generate: usize,
-    /// What counts
-    #[arg(long, value_enum, default_value_t = GoalForm::Balanced, requires = "profile")]
-    pub(crate) objective: GoalForm,
+    /// What counts [default: that of the policy]
+    #[arg(long, value_enum)]
+    pub(crate) objective: Option<GoalForm>,
+    /// Change a number of the profile, such as gpu0.memory.bandwidth=300e9 or ram.size=32GiB, and show
+    /// what that changes; may be repeated
+    #[arg(long = "what-if", value_name = "KEY=VALUE", conflicts_with_all = ["compare", "problem"])]
+    pub(crate) what_if: Vec<Change>,
+    /// Plan for several profiles and policies: names of either, in one table
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["problem", "dot", "simulate", "objective", "policy"])]
+    pub(crate) compare: Vec<String>,
+    /// Run the plan on simulated devices and show what each does when
+    #[arg(long, conflicts_with_all = ["problem", "dot", "what_if"])]
+    pub(crate) simulate: bool,
+    /// Write what was simulated as a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Print the placement for Graphviz
+    #[arg(long, conflicts_with_all = ["json", "problem", "what_if"])]
+    pub(crate) dot: bool,
     /// Print all costs, budgets and choices that the plan was made from, and the solution, as JSON
-    #[arg(long, conflicts_with = "json", requires = "profile")]
+    #[arg(long, conflicts_with = "json")]
     pub(crate) problem: bool,
     #[command(flatten)]
     pub(crate) placement: PlacementArgs,
+}
+
+/// What `trefoil config` does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every key with its value and where that is from
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print where configuration files are looked for
+    Path,
+    /// Read the configuration and say what is wrong, or what is set and not used yet
+    Check,
+    /// Print the value of a key, such as server.port
+    Get {
+        /// The key
+        key: String,
+    },
+    /// Set a key in the user's file, or in that of --config
+    Set {
+        /// The key
+        key: String,
+        /// The value: TOML, else a text
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
 }
 
 #[derive(Debug, Args)]

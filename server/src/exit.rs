@@ -115,6 +115,8 @@ macro_rules! failed {
 failed! {
     std::io::Error => Failed,
     serde_json::Error => Failed,
+    crate::config::ConfigError => Usage,
+    trefoil_scheduler::policy::PolicyError => Usage,
     trefoil_engine::text::TokenizerError => Model,
     trefoil_engine::text::TemplateError => Model,
 }

@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod config;
 mod exit;
 mod http;
 mod npy;
@@ -15,7 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use trefoil_telemetry::{LogFormat, start_logging};
 
-use cli::{Cli, Colour, Command, Global, LogForm};
+use cli::{Cli, Colour, Command, ConfigCommand, Global, LogForm, PlacementArgs};
+use config::Config;
 use exit::Outcome;
 
 /// A seed for requests that name none: another one for every request.
@@ -23,24 +25,33 @@ fn random_seed() -> i64 {
     http::random_seed()
 }
 
-fn set_up(global: &Global) {
-    let colour = match global.color {
+fn wants_colour(global: &Global) -> bool {
+    match global.color {
         Colour::Always => true,
         Colour::Never => false,
         Colour::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-    };
+    }
+}
+
+/// Starts the log as flags, then the environment, then for the server its configuration say.
+fn set_up_log(global: &Global, server: Option<&config::Server>) {
+    let usual = || server.map_or("warn", config::Server::level).to_owned();
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error".to_owned(),
-        (false, 0) => std::env::var("TREFOIL_LOG").unwrap_or_else(|_| "warn".to_owned()),
+        (false, 0) => std::env::var("TREFOIL_LOG").unwrap_or_else(|_| usual()),
         (false, 1) => "info".to_owned(),
         (false, 2) => "debug".to_owned(),
         (false, _) => "trace".to_owned(),
     };
-    let format = match global.log_format {
+    let usual = server.map_or(LogForm::Text, config::Server::log_form);
+    let format = match global.log_format.unwrap_or(usual) {
         LogForm::Text => LogFormat::Text,
         LogForm::Json => LogFormat::Json,
     };
-    start_logging(&level, format, colour);
+    start_logging(&level, format, wants_colour(global));
+}
+
+fn set_up_errors(colour: bool) {
     let theme = if colour {
         miette::GraphicalTheme::unicode()
     } else {
@@ -64,16 +75,66 @@ fn wants_json(command: &Command) -> bool {
         Command::Perplexity(args) => args.json,
         Command::Quantize(args) => args.json,
         Command::Bench(args) => args.json || args.wait,
-        Command::Chat(_) | Command::Serve(_) | Command::Completions { .. } => false,
+        Command::Config(ConfigCommand::Show { json }) => *json,
+        Command::Chat(_) | Command::Serve(_) | Command::Config(_) | Command::Completions { .. } => {
+            false
+        }
     }
 }
 
-fn dispatch(command: Command, global: &Global) -> Outcome {
+/// Flags of the command that the configuration lies under.
+fn placement(command: &mut Command) -> Option<&mut PlacementArgs> {
+    Some(match command {
+        Command::Run(args) => &mut args.placement,
+        Command::Chat(args) => &mut args.placement,
+        Command::Serve(args) => &mut args.placement,
+        Command::Plan(args) => &mut args.placement,
+        Command::Logits(args) => &mut args.placement,
+        Command::Perplexity(args) => &mut args.placement,
+        Command::Bench(args) => &mut args.placement,
+        _ => return None,
+    })
+}
+
+/// The model that the command is about; `serve` has several and looks for itself.
+fn model(command: &Command) -> Option<&str> {
+    match command {
+        Command::Run(args) => Some(&args.model),
+        Command::Chat(args) => Some(&args.model),
+        Command::Perplexity(args) => Some(&args.model),
+        Command::Plan(args) => args.model.as_deref(),
+        Command::Logits(args) => args.model.as_deref(),
+        Command::Bench(args) => args.model.as_deref(),
+        _ => None,
+    }
+}
+
+/// Reads the configuration where the command has a use for it, starts the log, and runs the command.
+fn run(mut command: Command, global: &Global) -> Outcome {
+    let mut config = Config::default();
+    let wanted = placement(&mut command).is_some();
+    if wanted {
+        config = Config::load(global.config.as_deref())?;
+    }
+    let serves = matches!(command, Command::Serve(_));
+    set_up_log(global, serves.then_some(&config.sections.server));
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let model = model(&command).map(str::to_owned);
+    if let Some(placement) = placement(&mut command) {
+        let policy = placement.policy.as_deref();
+        placement.settings = config.settings(policy, model.as_deref())?;
+    }
+    dispatch(command, global, &config)
+}
+
+fn dispatch(command: Command, global: &Global, config: &Config) -> Outcome {
     match command {
         Command::Run(args) => commands::run::run(args, global),
         Command::Chat(args) => commands::chat::run(&args, global),
-        Command::Serve(args) => commands::serve::run(&args),
-        Command::Plan(args) => commands::plan::run(&args),
+        Command::Serve(args) => commands::serve::run(&args, config),
+        Command::Plan(args) => commands::plan::run(&args, config),
         Command::Devices(args) => commands::devices::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),
@@ -81,6 +142,7 @@ fn dispatch(command: Command, global: &Global) -> Outcome {
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
+        Command::Config(what) => commands::config::run(&what, global),
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "trefoil", &mut out);
@@ -93,9 +155,9 @@ fn dispatch(command: Command, global: &Global) -> Outcome {
 
 fn main() -> ExitCode {
     let Cli { command, global } = Cli::parse();
-    set_up(&global);
+    set_up_errors(wants_colour(&global));
     let json = wants_json(&command);
-    match dispatch(command, &global) {
+    match run(command, &global) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
         Err(failure) => failure.print(json),

@@ -82,6 +82,13 @@ pub fn without_weights(shape: &ModelShape, to: Target) -> io::Result<ModelFile> 
     shape.without_weights(|name, _| recipe.choose(&plain.tensors[name]).block)
 }
 
+/// A model by its `config.json` in a target's types, without weights: enough to plan.
+pub fn config_without_weights(path: &Path, to: Target) -> Result<ModelFile, ModelFileError> {
+    let plain = ModelFile::from_config(path, |_, _| BlockType::F32)?;
+    let recipe = Recipe::new(&plain, to);
+    ModelFile::from_config(path, |name, _| recipe.choose(&plain.tensors[name]).block)
+}
+
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {

@@ -8,6 +8,7 @@ mod names;
 mod rope;
 #[cfg(test)]
 mod tests;
+mod without_weights;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -114,6 +115,14 @@ pub(crate) fn open(
         Weights::Sharded(index) => shards(folder, index, &mut model)?,
     }
     Ok((metadata, model.tensors))
+}
+
+/// Metadata of a `config.json`, and names and shapes of the tensors that its model has.
+pub(crate) fn shapes(
+    path: &Path,
+) -> Result<(Metadata, Vec<without_weights::Shaped>), ModelFileError> {
+    let table = read_table(path)?;
+    without_weights::read(Fields::new(&table)).map_err(at(path))
 }
 
 /// Adds the shards of an index and checks that each holds what the index says.

@@ -420,3 +420,46 @@ fn files_without_their_surroundings_are_refused() {
     folder.refused(&["a folder with neither"]);
     assert!(ModelFile::open(&folder.path().join("nothing")).is_err());
 }
+
+#[test]
+fn a_configuration_alone_has_the_tensors_of_its_model() {
+    for name in ["bert", "gemma3", "llama", "phi3-longrope", "qwen3moe", "smollm"] {
+        let folder = crate::test_data::carried(&format!("models/{name}"));
+        let whole = crate::ModelFile::open(&folder).expect("opens");
+        let path = folder.join("config.json");
+        let lone = crate::ModelFile::from_config(&path, |_, _| crate::BlockType::F32);
+        let lone = lone.expect("the configuration says enough");
+        let shapes = |file: &crate::ModelFile| -> Vec<(String, Vec<u64>)> {
+            let tensors = file.tensors.iter();
+            tensors.map(|(name, tensor)| (name.to_string(), tensor.shape.clone())).collect()
+        };
+        assert_eq!(shapes(&lone), shapes(&whole), "{name}");
+        let graph = |file| crate::lower(file, crate::LowerOptions::default()).expect("lowers").1;
+        let names = |graph: &crate::LayerGraph| -> Vec<String> {
+            graph.nodes().map(|node| graph.node(node).name.clone()).collect()
+        };
+        assert_eq!(names(&graph(&lone)), names(&graph(&whole)), "{name}");
+    }
+}
+
+#[test]
+fn a_configuration_with_absurd_sizes_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("config.json");
+    let carried = crate::test_data::carried("models/llama/config.json");
+    let good = std::fs::read_to_string(carried).expect("is carried");
+    for (from, to, part) in [
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4000000000", "num_hidden_layers"),
+        ("\"vocab_size\": 288,", "", "vocab_size"),
+        ("\"hidden_size\": 64", "\"hidden_size\": 4294967292", "sizes beyond any model"),
+        ("\"model_type\": \"llama\"", "\"model_type\": \"lama\"", "model_type"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        std::fs::write(&path, good.replacen(from, to, 1)).expect("writes");
+        let error = crate::ModelFile::from_config(&path, |_, _| crate::BlockType::F32);
+        let error = error.expect_err(to);
+        let text = std::error::Error::source(&error).map_or(String::new(), ToString::to_string);
+        let text = format!("{error}: {text}");
+        assert!(text.contains(part), "{text}");
+    }
+}

@@ -9,7 +9,7 @@ mod correction;
 mod ridge;
 
 use trefoil_graph::ops::{Op, OpCost};
-use trefoil_graph::{LayerGraph, NodeIndex, StepShape, UnitId};
+use trefoil_graph::{LayerGraph, NodeIndex, StepShape, UnitId, Weight};
 use trefoil_telemetry::Bytes;
 
 pub use correction::{Correction, Corrections};
@@ -202,6 +202,18 @@ impl CostModel<'_> {
         Bytes(bytes.ceil() as u64)
     }
 
+    /// Bytes of weights and KV pages that a unit reads and writes in a step: what must come from DRAM.
+    /// Activations may be in a cache and are not counted.
+    pub(crate) fn dram_bytes(&self, device: &DeviceProfile, unit: UnitId, step: &StepShape) -> f64 {
+        let (step, pieces) = Self::padded(device, step);
+        let of = |&node: &NodeIndex| {
+            let work = self.graph.node_cost(node, &step);
+            let op = &self.graph.node(node).op;
+            work.weight_bytes * copied(device, op) + work.kv_read_bytes + work.kv_write_bytes
+        };
+        self.graph.unit(unit).nodes.iter().map(of).sum::<f64>() * pieces
+    }
+
     /// Time in which one device works and the others wait.
     fn cost(&self, device: &DeviceProfile, seconds: f64) -> Cost {
         let working = device.power.busy.get() - device.power.idle.get();
@@ -218,6 +230,19 @@ impl CostModel<'_> {
         let idle = self.profile.devices.iter().map(|device| device.power.idle.get());
         self.profile.base_power.get() + idle.sum::<f64>()
     }
+}
+
+/// The largest matrix of an op, which tells the format: biases and routers are small beside it.
+fn main_weight(op: &Op) -> Option<&Weight> {
+    op.weights().into_iter().max_by_key(|weight| weight.elements())
+}
+
+/// Bytes that a device reads per byte of an op's weights in the file.
+fn copied(device: &DeviceProfile, op: &Op) -> f64 {
+    let Some(copy) = &device.weight_copy else { return 1.0 };
+    main_weight(op).map_or(1.0, |w| {
+        copy.bytes_per_weight.get() * w.elements() as f64 / w.len_bytes().max(1) as f64
+    })
 }
 
 /// Rows that each weight meets: an expert meets only the rows routed to it.
@@ -244,9 +269,7 @@ pub(crate) struct Roof {
 impl Roof {
     fn of(device: &DeviceProfile, op: &Op, work: &OpCost, rows: f64) -> Self {
         let (compute, memory) = (&device.compute, &device.memory);
-        let weights = op.weights();
-        // The largest matrix tells the format: biases and routers are small beside it.
-        let main = weights.iter().max_by_key(|weight| weight.elements());
+        let main = main_weight(op);
         let gathered = match OpClass::of(op) {
             OpClass::Experts => compute.experts.map_or(1.0, |share| share.get()),
             _ => 1.0,
@@ -261,13 +284,7 @@ impl Roof {
         let stream = memory.bandwidth.get();
         let activations = memory.activation_bandwidth.map_or(stream, |rate| rate.get());
         let kv = memory.kv_bandwidth.map_or(stream, |rate| rate.get());
-        let copied = match (&device.weight_copy, main) {
-            (Some(copy), Some(w)) => {
-                copy.bytes_per_weight.get() * w.elements() as f64 / w.len_bytes().max(1) as f64
-            }
-            _ => 1.0,
-        };
-        let traffic = work.weight_bytes * copied / stream
+        let traffic = work.weight_bytes * copied(device, op) / stream
             + (work.read_bytes + work.write_bytes) / activations
             + (work.kv_read_bytes + work.kv_write_bytes) / kv;
         Self { arithmetic, traffic }

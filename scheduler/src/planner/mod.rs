@@ -15,7 +15,10 @@ pub use objective::{Goal, Weights, Workload};
 
 use crate::cost::Corrections;
 use crate::memory::{Residence, memory, transfers};
-use crate::partition::{Instance, Limits, PartitionError, Solution, solve};
+use crate::partition::{
+    Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError, Solution,
+    solve,
+};
 use crate::place::{PlaceError, check_pin};
 use crate::plan::{
     BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Prediction, SegmentPrediction,
@@ -26,6 +29,7 @@ use crate::{Pin, nearest};
 use explain::{Judge, simple};
 use objective::Prices;
 use problem::Tables;
+pub(crate) use problem::tensors;
 
 /// What is to be planned.
 #[derive(Clone, Debug)]
@@ -168,6 +172,16 @@ pub enum PlannerError {
         /// The phase.
         phase: &'static str,
     },
+    /// More than the partitioner's sets hold.
+    #[error("expected at most {most} {what}, got {got}; leave some out")]
+    TooMany {
+        /// What of.
+        what: &'static str,
+        /// Most.
+        most: usize,
+        /// How many there are.
+        got: usize,
+    },
     /// No placement.
     #[error(transparent)]
     Partition(#[from] PartitionError),
@@ -243,6 +257,18 @@ fn place_aside(
 }
 
 fn check(request: &PlanRequest<'_>) -> Result<(), PlannerError> {
+    let profile = request.profile;
+    let copies = profile.devices.iter().filter(|device| device.weight_copy.is_some()).count();
+    for (what, got, most) in [
+        ("devices of a profile", profile.devices.len(), MAX_DEVICES),
+        ("domains of a profile", profile.domains.len(), MAX_DOMAINS),
+        ("domains and devices with own copies", profile.domains.len() + copies, MAX_BUDGETS),
+        ("buckets", request.buckets.len(), MAX_MODES),
+    ] {
+        if got > most {
+            return Err(PlannerError::TooMany { what, most, got });
+        }
+    }
     let names: Vec<&str> = request.profile.devices.iter().map(|d| d.name.as_str()).collect();
     let allowed: Vec<&str> = names.iter().copied().filter(|name| request.allows(name)).collect();
     for name in request.devices.iter().flatten() {
@@ -390,5 +416,7 @@ fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<Segmen
     segments.collect()
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

@@ -74,7 +74,7 @@ pub(crate) struct Use {
     pub(crate) phase: Phase,
     /// The step whose cost stands for all: sizes in the middle of the request.
     pub(crate) step: StepShape,
-    /// Steps of the request; 0 if it does not use the bucket.
+    /// Steps of the request, the last one by its part; 0 if it does not use the bucket.
     pub(crate) steps: f64,
 }
 
@@ -105,9 +105,10 @@ impl Workload {
             let (tokens, past, sequences, steps) = match bucket.phase {
                 Phase::Prefill => {
                     let prompt = if used { self.prompt.max(1) } else { most };
-                    let steps = prompt.div_ceil(most);
-                    let tokens = prompt.div_ceil(steps);
-                    (tokens, (prompt - tokens) / 2, 1, steps as f64)
+                    // Chunks are full but for the last one, which counts as its part of a full one:
+                    // equal chunks would all be padded where shapes are static.
+                    let tokens = prompt.min(most);
+                    (tokens, (prompt - tokens) / 2, 1, prompt as f64 / tokens as f64)
                 }
                 Phase::Decode => {
                     let past = self.prompt + self.generate / 2;
@@ -188,7 +189,7 @@ mod tests {
         assert_eq!(short[0], (1.0, 100, 0));
         assert_eq!((short[1].0, short[2], short[3].0), (0.0, (64.0, 1, 132), 0.0));
         let long = steps(1000, Goal::Throughput);
-        assert_eq!((long[0].0, long[1]), (0.0, (2.0, 500, 250)));
+        assert_eq!((long[0].0, long[1]), (0.0, (1000.0 / 512.0, 512, 244)));
         assert_eq!((long[2].0, long[3]), (0.0, (8.0, 8, 1032)));
     }
 }

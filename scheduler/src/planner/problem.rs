@@ -246,7 +246,7 @@ fn results_to_host(
 }
 
 /// Tensors that one unit makes and others read; those with the same readers travel together.
-fn tensors(graph: &LayerGraph) -> Vec<(TensorEdge, Vec<NodeIndex>)> {
+pub(crate) fn tensors(graph: &LayerGraph) -> Vec<(TensorEdge, Vec<NodeIndex>)> {
     let mut groups: BTreeMap<(usize, Vec<usize>), Vec<NodeIndex>> = BTreeMap::new();
     for node in graph.nodes() {
         let maker = graph.node(node).unit.0;

@@ -15,13 +15,13 @@ fn none() -> &'static Corrections {
     CORRECTIONS.get_or_init(Corrections::default)
 }
 
-fn graph(shape: &str) -> LayerGraph {
+pub(super) fn graph(shape: &str) -> LayerGraph {
     let shape = ModelShape::find(shape).expect("known");
     let file = shape.without_weights(uniform(BlockType::Q4_K)).expect("reserves");
     lower(&file, LowerOptions::default()).expect("lowers").1
 }
 
-fn bucket(phase: Phase, max_tokens: usize) -> Bucket {
+pub(super) fn bucket(phase: Phase, max_tokens: usize) -> Bucket {
     Bucket { phase, min_tokens: 1, max_tokens, max_outputs: max_tokens.min(64) }
 }
 
@@ -31,7 +31,7 @@ fn buckets() -> Vec<Bucket> {
     prefill.into_iter().chain(decode).collect()
 }
 
-fn request<'a>(
+pub(super) fn request<'a>(
     graph: &'a LayerGraph,
     profile: &'a Profile,
     buckets: &'a [Bucket],

@@ -66,7 +66,7 @@ pub enum Replan {
 
 /// A limit on memory: bytes, or a share of what there is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "LimitText")]
+#[serde(try_from = "LimitText", into = "String")]
 pub enum MemoryLimit {
     /// This many bytes.
     Bytes(Size),
@@ -97,10 +97,43 @@ impl TryFrom<LimitText> for MemoryLimit {
     }
 }
 
+impl From<MemoryLimit> for String {
+    fn from(limit: MemoryLimit) -> Self {
+        match limit {
+            MemoryLimit::Bytes(size) => size.to_string(),
+            MemoryLimit::Share(share) => format!("{}%", share * 100.0),
+        }
+    }
+}
+
 /// A length of time: `250ms`, `10s`, `5m`, `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "String", into = "String")]
 pub struct Span(pub Nanos);
+
+impl Span {
+    /// This many seconds.
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Nanos(seconds * 1_000_000_000))
+    }
+
+    /// The same as a duration.
+    pub const fn duration(self) -> std::time::Duration {
+        std::time::Duration::from_nanos(self.0.0)
+    }
+}
+
+impl From<Span> for String {
+    /// In seconds, or in milliseconds where that needs no fraction.
+    fn from(span: Span) -> Self {
+        let nanos = span.0.0;
+        if nanos.is_multiple_of(1_000_000_000) {
+            format!("{}s", nanos / 1_000_000_000)
+        } else {
+            format!("{}ms", nanos as f64 / 1e6)
+        }
+    }
+}
 
 impl TryFrom<String> for Span {
     type Error = String;
@@ -212,7 +245,7 @@ policy_keys! {
     /// When plans change.
     replan: Replan = Replan::default();
     /// Shortest time between two changes.
-    replan_min_interval: Span = Span(Nanos(10_000_000_000));
+    replan_min_interval: Span = Span::seconds(10);
     /// A plan must be better by this share to be changed to.
     replan_gain: Share = Share::try_from(0.1).expect("in range");
     /// Measured and predicted times may differ by this share.

@@ -129,7 +129,8 @@ impl Resolved {
         Ok(resolved)
     }
 
-    fn origin(&self, key: &'static str) -> String {
+    /// Where the value of a key is from: file and section, or `default`.
+    pub fn origin(&self, key: &'static str) -> String {
         self.origins.get(key).cloned().unwrap_or_else(|| "default".to_owned())
     }
 

@@ -7,6 +7,7 @@ mod check;
 mod numbers;
 mod published;
 mod shipped;
+mod what_if;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ pub use check::ProfileError;
 pub use numbers::{Bandwidth, BytesPerWeight, Factor, OpRate, Seconds, Share, Watts};
 pub use published::{MachineFactor, Measured, Published, Scales};
 pub use shipped::{shipped, shipped_names};
+pub use what_if::{Change, ChangeError};
 
 use crate::size::Size;
 
@@ -221,6 +223,13 @@ impl Profile {
     /// The device of this name.
     pub fn device(&self, name: &str) -> Option<&DeviceProfile> {
         self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// Every device's name, and the domain where its data goes.
+    pub fn device_domains(&self) -> impl Iterator<Item = (String, DomainId)> + '_ {
+        self.devices
+            .iter()
+            .map(|device| (device.name.clone(), Self::domain_id(self.domain_index(&device.domain))))
     }
 
     /// Index of a domain; names were checked when the profile was read.

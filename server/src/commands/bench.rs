@@ -32,9 +32,9 @@ pub(crate) fn run(args: &BenchArgs) -> Outcome {
         return Ok(());
     }
     let options = common::options(&args.placement)?;
-    let lowered = Lowered::new(open_file(&name)?, options.lower)?;
+    let lowered = Lowered::new(open_file(args.placement.settings.path(&name))?, options.lower)?;
     let own = common::backend_options(&args.placement, &options);
-    let backends = Backends::detect(own.clone());
+    let backends = common::detect(&args.placement, own.clone());
     let mut rig = Rig::new(&lowered, &backends, options, &cases)?;
     if args.wait {
         return take_turns(&mut rig, &cases);
@@ -187,12 +187,12 @@ impl<'a> Report<'a> {
     }
 
     fn threads(&self) -> Option<usize> {
-        Some(self.args.placement.threads).filter(|&threads| threads > 0)
+        Some(self.args.placement.threads()).filter(|&threads| threads > 0)
     }
 
     fn to_json(&self) -> serde_json::Value {
         let placement = &self.args.placement;
-        let kv_type = match placement.kv_type {
+        let kv_type = match placement.kv_type() {
             KvForm::F16 => "f16",
             KvForm::F32 => "f32",
         };
@@ -211,7 +211,7 @@ impl<'a> Report<'a> {
             "threads": self.threads(),
             "exact": placement.exact,
             "kv_type": kv_type,
-            "prefill_chunk": placement.prefill_chunk,
+            "prefill_chunk": placement.prefill_chunk(),
             "prefill": phase(&self.prefill),
             "decode": phase(&self.decode),
         })

@@ -2,10 +2,11 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::backends::{BackendOptions, Backends, Refused};
 use trefoil_engine::cache;
 use trefoil_engine::kv::KvType;
 use trefoil_engine::loaded::Loaded;
@@ -17,7 +18,28 @@ use crate::exit::{Failure, Status};
 
 /// Finds the devices; those that the flags, pins or plan name are opened whatever they are.
 pub(crate) fn backends(args: &PlacementArgs, options: &ModelOptions) -> Backends {
-    Backends::detect(backend_options(args, options))
+    detect(args, backend_options(args, options))
+}
+
+/// Finds the devices that the configuration lets be used.
+pub(crate) fn detect(args: &PlacementArgs, options: BackendOptions) -> Backends {
+    restrict(Backends::detect(options), args)
+}
+
+/// Without the devices that the configuration forbids.
+pub(crate) fn restrict(mut found: Backends, args: &PlacementArgs) -> Backends {
+    let refused = found.devices.iter().filter_map(|device| {
+        let name = device.info().name.clone();
+        let reason = args.settings.devices.refusal(&name)?;
+        Some(Refused {
+            name,
+            reason: format!("the configuration does not let it be used: {reason}"),
+        })
+    });
+    let refused: Vec<Refused> = refused.collect();
+    found.devices.retain(|device| refused.iter().all(|other| other.name != device.info().name));
+    found.refused.extend(refused);
+    found
 }
 
 /// How the devices are set up.
@@ -30,7 +52,7 @@ pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> B
     named.sort_unstable();
     named.dedup();
     BackendOptions {
-        threads: args.threads,
+        threads: args.threads(),
         exact: args.exact,
         named,
         cache: cache::user_folder(),
@@ -54,15 +76,16 @@ pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
         }
     };
     Ok(ModelOptions {
-        device: args.device.clone(),
-        pins: args.pins.clone(),
+        device: args.named_device().map(str::to_owned),
+        pins: args.all_pins().to_vec(),
         plan,
-        context: args.ctx_size.map(|n| n as usize),
-        kv_type: match args.kv_type {
+        context: args.context(),
+        page_tokens: args.settings.page_tokens,
+        kv_type: match args.kv_type() {
             KvForm::F16 => KvType::F16,
             KvForm::F32 => KvType::F32,
         },
-        chunk: args.prefill_chunk,
+        chunk: args.prefill_chunk(),
         ..ModelOptions::default()
     })
 }
@@ -75,11 +98,29 @@ pub(crate) fn load(
 ) -> Result<(Backends, Loaded), Failure> {
     let options = options(args)?;
     let backends = backends(args, &options);
-    let template = template.map(|path| read_text(path, Status::Usage)).transpose()?;
+    let loaded = open(model, args, &backends, &options, template)?;
+    Ok((backends, loaded))
+}
+
+/// Loads a model on devices that were found, with what the configuration says of it.
+pub(crate) fn open(
+    model: &str,
+    args: &PlacementArgs,
+    backends: &Backends,
+    options: &ModelOptions,
+    template: Option<&Path>,
+) -> Result<Loaded, Failure> {
+    let settings = &args.settings;
+    let template = settings.template(template).map(|path| read_text(path, Status::Usage));
+    let template = template.transpose()?;
     let spinner = spinner(&format!("loading {model}"));
-    let loaded = Loaded::open(model, &backends, &options, template.as_deref());
+    let loaded = Loaded::open(settings.path(model), backends, options, template.as_deref());
     spinner.finish_and_clear();
-    Ok((backends, loaded?))
+    let mut loaded = loaded?;
+    if let Some(text) = Arc::get_mut(&mut loaded.text) {
+        text.sampling = settings.sampling(text.sampling);
+    }
+    Ok(loaded)
 }
 
 /// Reads a UTF-8 file, naming it in the error.

@@ -3,12 +3,12 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 mod common;
+pub(crate) mod config;
 pub(crate) mod devices;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
-pub(crate) mod predicted;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;

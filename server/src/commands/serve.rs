@@ -5,70 +5,123 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trefoil_engine::loaded::Loaded;
+use trefoil_engine::backends::Backends;
+use trefoil_engine::model::{DEMO, ModelOptions};
 use trefoil_telemetry::Metrics;
 
 use super::common;
-use crate::cli::ServeArgs;
+use crate::cli::{PlacementArgs, ServeArgs};
+use crate::config::{Config, Server, id_of};
 use crate::exit::{Failure, Outcome, Status};
 use crate::http::{AppState, ServedModel, ServerOptions, serve};
 use crate::signals::Signals;
 
-/// Name under which a model is served: its file or folder name, without ending.
-fn id_of(model: &str) -> String {
-    let path = Path::new(model);
-    let name = match path.extension() {
-        Some(extension) if extension == "gguf" || extension == "safetensors" => path.file_stem(),
-        _ => path.file_name(),
-    };
-    name.map_or(model.to_owned(), |name| name.to_string_lossy().into_owned())
-}
-
-fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
-    let api_key = match &args.api_key_file {
-        Some(path) => Some(common::read_text(path, Status::Usage)?.trim().to_owned()),
-        None => args.api_key.clone(),
+/// The server's options: flags, then the configuration.
+fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> {
+    let host = args.host.clone().unwrap_or_else(|| config.host.clone());
+    let api_key = match (&args.api_key_file, &args.api_key) {
+        (Some(path), _) => Some(common::read_text(path, Status::Usage)?.trim().to_owned()),
+        (None, Some(key)) => Some(key.clone()),
+        (None, None) if !config.api_key_file.is_empty() => {
+            let path = Path::new(&config.api_key_file);
+            Some(common::read_text(path, Status::Usage)?.trim().to_owned())
+        }
+        (None, None) => config.api_key.get().map(str::to_owned),
     };
     let api_key = api_key.filter(|key| !key.is_empty());
-    let local = args.host == "localhost"
-        || args.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let local =
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     if !local && api_key.is_none() && !args.allow_unauthenticated {
         let error = format!(
-            "others can reach {}: expected a key (--api-key-file FILE), got none; \
-             --allow-unauthenticated serves without one",
-            args.host
+            "others can reach {host}: expected a key (--api-key-file FILE), got none; \
+             --allow-unauthenticated serves without one"
         );
         return Err(Failure::new(Status::Usage, error));
     }
+    let list = |flags: &[String], config: &[String]| {
+        if flags.is_empty() { config.to_vec() } else { flags.to_vec() }
+    };
     Ok(ServerOptions {
-        host: args.host.clone(),
+        host,
         api_key,
-        allowed_hosts: args.allowed_hosts.clone(),
-        allowed_origins: args.allowed_origins.clone(),
-        sse_ping: Duration::from_secs_f64(args.sse_ping),
-        strict_fields: args.strict_fields,
+        allowed_hosts: list(&args.allowed_hosts, &config.allowed_hosts),
+        allowed_origins: list(&args.allowed_origins, &config.allowed_origins),
+        max_body: usize::try_from(config.max_body.0.0).unwrap_or(usize::MAX),
+        sse_ping: args.sse_ping.map_or(config.sse_ping.duration(), Duration::from_secs_f64),
+        strict_fields: args.strict_fields || config.strict_fields,
+        shutdown_grace: config.shutdown_grace.duration(),
+        metrics: config.metrics,
         ..ServerOptions::default()
     })
 }
 
-pub(crate) fn run(args: &ServeArgs) -> Outcome {
-    let server = options(args)?;
-    let options = common::options(&args.placement)?;
-    let backends = common::backends(&args.placement, &options);
-    let template = args.chat_template.as_deref().map(|path| common::read_text(path, Status::Usage));
-    let template = template.transpose()?;
-    let mut models = Vec::new();
-    for name in &args.models {
-        let spinner = common::spinner(&format!("loading {name}"));
-        let loaded = Loaded::open(name, &backends, &options, template.as_deref());
-        spinner.finish_and_clear();
-        let loaded = loaded?;
-        let id = id_of(name);
-        if models.iter().any(|model: &ServedModel| model.id == id) {
-            let error = format!("two models would be served as {id:?}; rename one of the files");
-            return Err(Failure::new(Status::Usage, error));
+/// A model to serve, and how.
+struct Wanted {
+    name: String,
+    id: String,
+    aliases: Vec<String>,
+    placement: PlacementArgs,
+    options: ModelOptions,
+}
+
+/// The models of the flags; else those that the configuration names for it; else the built-in one.
+fn wanted(args: &ServeArgs, config: &Config) -> Result<Vec<Wanted>, Failure> {
+    let mut names = args.models.clone();
+    if names.is_empty() {
+        let preloaded = config.sections.models.iter().filter(|(_, model)| model.preload);
+        names.extend(preloaded.map(|(name, _)| name.clone()));
+    }
+    if names.is_empty() {
+        names.push(DEMO.to_owned());
+    }
+    let wanted = names.into_iter().map(|name| {
+        let mut placement = args.placement.clone();
+        placement.settings = config.settings(placement.policy.as_deref(), Some(&name))?;
+        let options = common::options(&placement)?;
+        let own = config.model(&name).map(|(id, _)| id.to_owned());
+        let (id, aliases) =
+            (own.unwrap_or_else(|| id_of(&name)), placement.settings.model.aliases.clone());
+        Ok(Wanted { id, aliases, options, placement, name })
+    });
+    wanted.collect()
+}
+
+/// Finds the devices that any of the models names.
+fn detect(wanted: &[Wanted]) -> Backends {
+    let each = wanted.iter().map(|one| common::backend_options(&one.placement, &one.options));
+    let all = each.reduce(|mut all, one| {
+        all.named.extend(one.named);
+        all
+    });
+    let mut all = all.unwrap_or_default();
+    all.named.sort_unstable();
+    all.named.dedup();
+    Backends::detect(all)
+}
+
+pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
+    let sections = &config.sections;
+    let server = options(args, &sections.server)?;
+    let server = ServerOptions { max_n: sections.engine.max_n.get(), ..server };
+    let (port, queue) = (
+        args.port.unwrap_or(sections.server.port),
+        args.max_queue.unwrap_or(sections.server.max_queue.get()),
+    );
+    let wanted = wanted(args, config)?;
+    let backends = detect(&wanted);
+    let mut models: Vec<ServedModel> = Vec::new();
+    for Wanted { name, id, aliases, placement, options } in &wanted {
+        let own = common::restrict(backends.clone(), placement);
+        let loaded = common::open(name, placement, &own, options, args.chat_template.as_deref())?;
+        for name in aliases.iter().chain([id]) {
+            if models.iter().any(|model| model.has_name(name)) {
+                let error = format!(
+                    "two models would be served as {name:?}; rename one of the files or aliases"
+                );
+                return Err(Failure::new(Status::Usage, error));
+            }
         }
-        models.push(ServedModel::new(id, loaded, args.max_queue)?);
+        models.push(ServedModel::new(id.clone(), loaded, queue)?.with_aliases(aliases.clone()));
     }
     let default_model = models[0].id.clone();
     models.sort_by(|a, b| a.id.cmp(&b.id));
@@ -82,15 +135,16 @@ pub(crate) fn run(args: &ServeArgs) -> Outcome {
     };
     state.describe_in_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(listen(args, Arc::new(state)))
+    runtime.block_on(listen(port, Arc::new(state)))
 }
 
-async fn listen(args: &ServeArgs, state: Arc<AppState>) -> Outcome {
-    let address = (args.host.as_str(), args.port);
+async fn listen(port: u16, state: Arc<AppState>) -> Outcome {
+    let host = state.options.host.as_str();
+    let address = (host, port);
     let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| {
         let error = format!(
-            "cannot listen on {}:{}: {error}; is another server running? --port chooses another",
-            args.host, args.port
+            "cannot listen on {host}:{port}: {error}; is another server running? --port chooses \
+             another"
         );
         Failure::new(Status::Network, error)
     })?;

@@ -32,13 +32,15 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
         .route("/models", get(info::models))
         .route("/models/{*id}", get(info::model))
         .route("/health", get(info::health));
-    Router::new()
+    let mut all = Router::new()
         .nest("/v1", api.clone())
         .nest("/api/v1", api)
         .route("/health", get(info::health))
-        .route("/ready", get(info::ready))
-        .route("/metrics", get(info::metrics))
-        .fallback(not_found)
+        .route("/ready", get(info::ready));
+    if state.options.metrics {
+        all = all.route("/metrics", get(info::metrics));
+    }
+    all.fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(axum::middleware::from_fn_with_state(state.clone(), guard::guard))

@@ -35,6 +35,8 @@ pub(crate) struct ServerOptions {
     pub(crate) strict_fields: bool,
     /// Time that running requests get at shutdown.
     pub(crate) shutdown_grace: Duration,
+    /// Is there `/metrics`?
+    pub(crate) metrics: bool,
 }
 
 impl Default for ServerOptions {
@@ -51,6 +53,7 @@ impl Default for ServerOptions {
             status_after: Duration::from_secs(10),
             strict_fields: false,
             shutdown_grace: Duration::from_secs(10),
+            metrics: true,
         }
     }
 }
@@ -58,6 +61,8 @@ impl Default for ServerOptions {
 /// A model that is served.
 pub(crate) struct ServedModel {
     pub(crate) id: String,
+    /// More names that requests may use.
+    aliases: Vec<String>,
     pub(crate) service: Service,
     pub(crate) text: Arc<TextSide>,
     pub(crate) plan: Plan,
@@ -121,9 +126,22 @@ impl ServedModel {
             plan: loaded.plan.clone(),
             service: Service::start(loaded.runner, loaded.text, queue)?,
             id,
+            aliases: Vec::new(),
             prefill_devices,
             decode_devices,
         })
+    }
+}
+
+impl ServedModel {
+    /// The same with more names that requests may use.
+    pub(crate) fn with_aliases(self, aliases: Vec<String>) -> Self {
+        Self { aliases, ..self }
+    }
+
+    /// Is it meant by this name?
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.id == name || self.aliases.iter().any(|alias| alias == name)
     }
 }
 
@@ -143,7 +161,7 @@ impl AppState {
     /// The model of a name: its id, or `default`.
     pub(crate) fn model(&self, name: &str) -> Option<&ServedModel> {
         let id = if name == "default" { &self.default_model } else { name };
-        self.models.iter().find(|model| model.id == id)
+        self.models.iter().find(|model| model.has_name(id))
     }
 
     /// Sets the metrics that tell what is, not what happened.

@@ -18,6 +18,8 @@ pub(crate) fn command() -> Command {
         }
     }
     command.env("NO_COLOR", "1");
+    // A folder without configuration, so that the user's own changes nothing.
+    command.env("XDG_CONFIG_HOME", env!("CARGO_MANIFEST_DIR"));
     command
 }
 
