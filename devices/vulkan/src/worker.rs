@@ -8,7 +8,7 @@ use trefoil_devices_api::{
 };
 use trefoil_graph::StepInputs;
 use trefoil_kernels_vulkan::{Counts, Place, SPLIT, StepField};
-use trefoil_telemetry::Bytes;
+use trefoil_telemetry::{Bytes, Nanos};
 
 use crate::context::Context;
 use crate::memory::{Allocation, Kind};
@@ -16,6 +16,7 @@ use crate::pipelines::Pipelines;
 use crate::profile::Profile;
 use crate::program::{RECORDINGS, VulkanSegment};
 use crate::recording::{Recording, RecordingKey, record};
+use crate::stopwatch::Stopwatch;
 use crate::transfer::{Commands, Transfers};
 
 /// Boundary between parts of a shared buffer.
@@ -65,11 +66,18 @@ pub(crate) struct WorkerState {
 }
 
 impl Worker for VulkanWorker {
-    fn run(&mut self, work: Work) -> Result<(), DeviceError> {
+    fn run(&mut self, work: Work) -> Result<Option<Nanos>, DeviceError> {
         self.context.check()?;
         match work {
-            Work::Barrier => Ok(()),
-            Work::Copy { from, to } => self.copy(&from, &to),
+            Work::Barrier => Ok(None),
+            Work::Copy { from, to } => self.copy(&from, &to).map(|()| None),
+            Work::CopyPages { from, to, page_bytes, runs } => {
+                for views in Work::page_views(&from, &to, page_bytes, &runs) {
+                    let [from, to] = views?;
+                    self.copy(&from, &to)?;
+                }
+                Ok(None)
+            }
             Work::Run { program, args, step } => {
                 let segment: &VulkanSegment = program
                     .as_any()
@@ -145,7 +153,7 @@ impl VulkanWorker {
         segment: &VulkanSegment,
         args: &Arc<RunArgs>,
         step: &StepInputs,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Option<Nanos>, DeviceError> {
         step.check().map_err(|problem| bad("step", "consistent rows", problem))?;
         if args.buffers.len() != segment.bindings.len() {
             return Err(bad("arguments", segment.bindings.len(), args.buffers.len()));
@@ -183,7 +191,7 @@ impl VulkanWorker {
         if let Some(profile) = &recording.profile {
             profile.log(&format!("{} rows", recording.key.counts.tokens));
         }
-        Ok(())
+        Ok(recording.stopwatch.as_ref().and_then(Stopwatch::took))
     }
 
     /// Places in scratch memory for a step of these sizes; makes it larger if it must be.
@@ -260,17 +268,18 @@ impl VulkanWorker {
         let dispatches = segment.kernels.dispatches(&key.counts);
         let commands = Commands::new(&self.context)?;
         let profile = Profile::wanted(&self.context, &dispatches)?;
+        let stopwatch = Stopwatch::new(&self.context)?;
         let barriers = record(
             &self.context,
             &self.pipelines,
             &commands,
-            profile.as_ref(),
+            (profile.as_ref(), stopwatch.as_ref()),
             &dispatches,
             &address,
         )?;
         let size = (dispatches.len(), barriers);
         tracing::debug!(dispatches = size.0, barriers, counts = ?key.counts, "recorded");
-        Ok(Recording { key, commands, profile, size, _kept: kept })
+        Ok(Recording { key, commands, profile, stopwatch, size, _kept: kept })
     }
 
     /// The device's view of a buffer: its own memory, or host memory that is imported.
