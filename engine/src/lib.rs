@@ -11,6 +11,7 @@ pub mod kv;
 pub mod loaded;
 pub mod model;
 pub mod quantize;
+pub mod records;
 pub mod runner;
 pub mod self_test;
 pub mod service;

@@ -57,17 +57,31 @@ pub(crate) fn memory(
         let here = |layer: usize| kv.iter().any(|phase| phase[layer] == domain);
         let pages = graph.kv().iter().enumerate().filter(|(layer, _)| here(*layer));
         let elements: usize = pages.map(|(_, kv)| kv.elements_per_token()).sum();
+        let bounce = if domain == DomainId::HOST { bounced_elements(graph, kv) } else { 0 };
         DomainMemory {
             domain,
             weights: Bytes(weights.ceil() as u64),
-            kv: Bytes::from(elements * kv_bytes_per_element),
+            kv: Bytes::from((elements + bounce) * kv_bytes_per_element),
             activations: Bytes(activations(graph, devices, buckets, domain)),
         }
     };
     domains.into_iter().map(of_domain).collect()
 }
 
-/// Tensors between segments that are made in a domain, of the bucket that needs most.
+/// Elements per token of the largest layer whose pages move between two domains that are not the
+/// host's: they go by way of its memory, one layer after the other.
+fn bounced_elements(graph: &LayerGraph, kv: &[Vec<DomainId>]) -> usize {
+    let layers = graph.kv().iter().enumerate().filter(|(layer, _)| {
+        let mut homes = kv.iter().map(|phase| phase[*layer]);
+        let first = homes.next();
+        let away = |home| first.is_some_and(|first| first != home && first != DomainId::HOST);
+        homes.any(|home| home != DomainId::HOST && away(home))
+    });
+    layers.map(|(_, shape)| shape.elements_per_token()).max().unwrap_or(0)
+}
+
+/// Tensors between segments that lie in a domain, made there or copied there, of the bucket that needs
+/// most.
 fn activations(
     graph: &LayerGraph,
     devices: &[Residence<'_>],
@@ -80,7 +94,10 @@ fn activations(
         let segments = bucket.segments();
         let segments = segments.iter().filter(|segment| here(&segment.device));
         let outputs = segments.flat_map(|segment| graph.segment(&segment.units).outputs);
-        outputs.map(|node| bucket.bucket.tensor_bytes(graph, node) as u64).sum()
+        let made: u64 = outputs.map(|node| bucket.bucket.tensor_bytes(graph, node) as u64).sum();
+        let copied = bucket.transfers.iter().filter(|transfer| transfer.to == domain);
+        let copied: u64 = copied.map(|transfer| transfer.bytes.0).sum();
+        (made + copied) * bucket.steps_at_once() as u64
     };
     buckets.iter().map(of_bucket).max().unwrap_or(0)
 }

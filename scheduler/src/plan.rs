@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use trefoil_devices_api::{Bucket, DomainId};
+use trefoil_devices_api::{Bucket, DomainId, Phase};
 use trefoil_graph::{LayerGraph, UnitId};
 use trefoil_telemetry::Bytes;
 
@@ -12,6 +12,9 @@ use crate::{Pin, nearest};
 
 /// Version of the plan's JSON form.
 pub const PLAN_VERSION: u32 = 1;
+
+/// Most steps under way at once: more would take memory for devices that few machines have.
+const MOST_AT_ONCE: usize = 3;
 
 /// Longest context believed: that of no known model, and small enough that sizes do not overflow.
 const MOST_CONTEXT: usize = 1 << 24;
@@ -176,7 +179,7 @@ pub struct DomainMemory {
     /// KV pages at the planned context.
     #[schemars(with = "u64")]
     pub kv: Bytes,
-    /// Tensors between segments.
+    /// Tensors between segments, of all steps that are under way at once.
     #[schemars(with = "u64")]
     pub activations: Bytes,
 }
@@ -207,10 +210,11 @@ pub struct Plan {
     pub context: usize,
     /// Placement per bucket.
     pub buckets: Vec<BucketPlan>,
-    /// Domain of each KV layer.
+    /// Domain of each KV layer; where `kv_decode` is there too: while the prompt is read.
     #[schemars(with = "Vec<u16>")]
     pub kv: Vec<DomainId>,
-    /// Domain of each KV layer in decode, where pages move after the prompt.
+    /// Domain of each KV layer in decode, where pages move after the prompt. Both domains have room
+    /// for all pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<u16>>")]
     pub kv_decode: Option<Vec<DomainId>>,
@@ -285,12 +289,6 @@ pub enum PlanError {
         /// What the plan says.
         got: usize,
     },
-    /// KV pages that move after the prompt.
-    #[error(
-        "plan: its KV pages move to another domain after the prompt, which cannot be run yet; make a \
-         plan without such moves"
-    )]
-    KvMoves,
     /// No buckets for a phase.
     #[error("plan: no bucket for {phase}")]
     Phase {
@@ -328,6 +326,15 @@ impl BucketPlan {
             }
         }
         segments
+    }
+
+    /// Steps of the bucket that are under way at once: while a prompt's chunk is on one device, the
+    /// next may be on another. Each has tensors of its own. 1 where there is nothing to gain.
+    pub fn steps_at_once(&self) -> usize {
+        match self.bucket.phase {
+            Phase::Prefill => self.units_per_device().len().clamp(1, MOST_AT_ONCE),
+            Phase::Decode => 1,
+        }
     }
 
     /// Number of units per device.
@@ -399,7 +406,7 @@ impl Plan {
             }
         }
         self.check_sizes(graph)?;
-        for phase in [trefoil_devices_api::Phase::Prefill, trefoil_devices_api::Phase::Decode] {
+        for phase in [Phase::Prefill, Phase::Decode] {
             if !self.buckets.iter().any(|bucket| bucket.bucket.phase == phase) {
                 return Err(PlanError::Phase { phase: phase.name() });
             }

@@ -20,9 +20,8 @@ impl Stopwatch {
         if context.timestamp_bits == 0 {
             return Ok(None);
         }
-        let info = vk::QueryPoolCreateInfo::default()
-            .query_type(vk::QueryType::TIMESTAMP)
-            .query_count(2);
+        let info =
+            vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(2);
         // SAFETY: `info` outlives the call.
         let pool = unsafe { context.raw.create_query_pool(&info, None) }
             .map_err(|result| context.error("vkCreateQueryPool", result))?;
