@@ -17,3 +17,5 @@ pub mod self_test;
 pub mod service;
 pub mod synthetic;
 pub mod text;
+pub mod trace;
+pub mod usage;

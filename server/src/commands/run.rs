@@ -1,12 +1,18 @@
 //! `trefoil run`.
 
-use std::io::{IsTerminal, Read, Write};
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::path::Path;
 
 use serde_json::json;
 use trefoil_devices_api::Phase;
 use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
 use trefoil_engine::loaded::Loaded;
+use trefoil_engine::records::StepRecord;
 use trefoil_engine::text::sampling::SamplingParams;
+use trefoil_engine::trace::chrome_trace;
+use trefoil_engine::usage::Usage;
+use trefoil_scheduler::Plan;
 
 use super::{chat, common};
 use crate::cli::{ChatArgs, Global, RunArgs, SamplingArgs};
@@ -112,6 +118,16 @@ pub(crate) fn stream(
     Ok((ids, text, summary))
 }
 
+/// Writes the trace of a run.
+fn write_trace(path: &Path, records: &[StepRecord], plan: &Plan) -> Outcome {
+    let name = |error: std::io::Error| {
+        let error = format!("{}: cannot write the trace: {error}", path.display());
+        Failure::new(Status::Failed, error)
+    };
+    let file = File::create(path).map_err(name)?;
+    chrome_trace(records, plan).write(BufWriter::new(file)).map_err(name)
+}
+
 pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
@@ -151,7 +167,13 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     crate::signals::cancel_on_signal(&cancel);
     let mut stdout = std::io::stdout();
     let out: Option<&mut dyn Write> = if args.json { None } else { Some(&mut stdout) };
+    let recorded = args.trace.is_some() || global.verbose > 0;
+    model.runner.executor.record(recorded);
     let (ids, text, summary) = stream(&mut model, &request, &cancel, out)?;
+    let (records, dropped) = model.runner.executor.take_records();
+    if let Some(path) = &args.trace {
+        write_trace(path, &records, &model.plan)?;
+    }
     if args.json {
         let document = json!({
             "text": text,
@@ -177,6 +199,12 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     }
     if !global.quiet && !args.json {
         eprintln!("{}", statistics(&model, &summary));
+    }
+    if recorded && !global.quiet {
+        eprintln!("{}", Usage::of(&records, &model.plan));
+        if dropped > 0 {
+            eprintln!("the first {dropped} steps are left out: too many to keep");
+        }
     }
     if summary.finish == Finish::Cancelled
         && let Some(code) = crate::signals::caught()
