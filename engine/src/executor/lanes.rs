@@ -45,6 +45,11 @@ impl Marks {
         self.0.push(mark);
     }
 
+    /// Is the mark reached when these are?
+    pub(super) fn covers(&self, mark: Mark) -> bool {
+        self.0.iter().any(|known| known.lane == mark.lane && known.value >= mark.value)
+    }
+
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

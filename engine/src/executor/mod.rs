@@ -5,7 +5,7 @@
 //! for the one before it in its step, and for what last used its KV layers. Where a plan lets several
 //! steps be under way at once ([`trefoil_scheduler::BucketPlan::steps_at_once`]), each has a set of
 //! buffers of its own, and their segments are submitted in turns, the older step one segment ahead: so
-//! that queues, which work in order, are not held up by a step that waits for another device.
+//! that queues, which work in order, are seldom held up by a step that waits for another device.
 
 mod compile;
 mod error;
@@ -51,7 +51,18 @@ struct Flight {
     waits: Marks,
     /// Its last submission.
     last: Option<Mark>,
+    /// All of them.
+    given: Marks,
     serial: u64,
+}
+
+impl Flight {
+    /// Notes a submission: what comes next waits for it.
+    fn gave(&mut self, mark: Mark) {
+        self.waits.replace(mark);
+        self.last = Some(mark);
+        self.given.add(mark);
+    }
 }
 
 /// A plan on real devices, with the model's KV pages.
@@ -199,7 +210,7 @@ impl Executor {
             if self.flights.is_empty() {
                 return Ok(());
             }
-            if !self.advance()? {
+            if !self.advance(more)? {
                 self.finish(steps)?;
             }
         }
@@ -245,7 +256,7 @@ impl Executor {
         let alike = self.flights.iter().all(|flight| flight.bucket == bucket);
         if !alike || self.flights.len() >= sets {
             while !self.flights.is_empty() {
-                if !self.advance()? {
+                if !self.advance(false)? {
                     self.finish(steps)?;
                 }
             }
@@ -264,8 +275,9 @@ impl Executor {
             if recorder.is_on() { recorder.begin(bucket_shape, &slot_held.rows) } else { 0 };
         let pages = &slot_held.fetch;
         self.kv_moves.submit(&mut self.queues, &mut self.kv_used, pages, phase, serial)?;
-        let waits = self.seen.clone();
-        self.flights.push_back(Flight { slot, bucket, submitted: 0, waits, last: None, serial });
+        let (waits, given) = (self.seen.clone(), Marks::default());
+        let (submitted, last) = (0, None);
+        self.flights.push_back(Flight { slot, bucket, submitted, waits, last, given, serial });
         Ok(true)
     }
 
@@ -276,21 +288,32 @@ impl Executor {
         })
     }
 
-    /// Submits one segment of each step under way that is behind the one before it. False if all are
-    /// submitted.
-    fn advance(&mut self) -> Result<bool, ExecuteError> {
+    /// Submits one segment of each step under way that is behind the one before it, the younger steps
+    /// first. False if nothing may be submitted now.
+    ///
+    /// While the oldest step only has to end and another waits for its place, the queue of the new
+    /// step's first segment gets nothing that may have to wait for longer than that.
+    fn advance(&mut self, more: bool) -> Result<bool, ExecuteError> {
+        let Some(oldest) = self.flights.front() else { return Ok(false) };
+        let segments = &self.buckets[oldest.bucket].segments;
+        let (all, first) = (segments.len(), segments[0].lane);
+        let kept = (more && oldest.submitted == all).then_some(first);
         let mut any = false;
-        let mut ahead = usize::MAX;
-        for index in 0..self.flights.len() {
-            let Flight { submitted, bucket, .. } = self.flights[index];
-            let all = self.buckets[bucket].segments.len();
-            if submitted < all && submitted < ahead {
+        for index in (0..self.flights.len()).rev() {
+            let submitted = self.flights[index].submitted;
+            // Steps under way are of one bucket.
+            let Some(next) = self.buckets[self.flights[index].bucket].segments.get(submitted)
+            else {
+                continue;
+            };
+            let older = index.checked_sub(1).map(|older| self.flights[older].submitted);
+            let in_order = older.is_none_or(|older| submitted < older);
+            let flight = &self.flights[index];
+            let soon = || flight.last.is_none_or(|mark| self.flights[0].given.covers(mark));
+            if in_order && (kept != Some(next.lane) || soon()) {
                 self.submit_segment(index)?;
                 any = true;
             }
-            let submitted = self.flights[index].submitted;
-            // Behind a step that is wholly submitted there is nothing to keep order with.
-            ahead = if submitted == all { usize::MAX } else { submitted };
         }
         Ok(any)
     }
@@ -318,8 +341,7 @@ impl Executor {
         for &layer in &segment.kv {
             self.kv_used[layer].replace(mark);
         }
-        flight.waits.replace(mark);
-        flight.last = Some(mark);
+        flight.gave(mark);
         flight.submitted += 1;
         if flight.submitted == compiled.segments.len() {
             let output = &compiled.outputs[flight.slot];
@@ -376,8 +398,7 @@ fn submit_copies(
         };
         let (work, serial) = (copy.work(rows)?, flight.serial);
         let mark = queues.give(copy.lane, &flight.waits, work, &copy.label, serial, given)?;
-        flight.waits.replace(mark);
-        flight.last = Some(mark);
+        flight.gave(mark);
     }
     Ok(())
 }
