@@ -1,13 +1,8 @@
 //! Chunks of a prompt that are under way at once on several devices: the same bits, sooner.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use trefoil_devices_api::{
-    AllocRequest, Bucket, Buffer, CompileError, Completion, Device, DeviceError, DeviceInfo,
-    DomainId, DomainInfo, Dropped, Job, Limits, Link, MemoryManager, OpQuery, Phase, Program,
-    Sample, Submission, SubmissionId, Support, Work,
-};
+use trefoil_devices_api::{Device, DeviceError, DomainId, MemoryManager, Phase};
 use trefoil_devices_sim::{SimDevice, SimSpec};
 use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::executor::{ExecuteError, Executor};
@@ -15,10 +10,10 @@ use trefoil_engine::kv::KvPool;
 use trefoil_engine::model::{Lowered, ModelOptions};
 use trefoil_engine::records::StepRecord;
 use trefoil_engine::runner::{Outputs, RunError, Runner, Sequence};
-use trefoil_graph::{LayerGraph, Segment};
 use trefoil_scheduler::{DeviceFacts, Pin, Request, place};
 use trefoil_telemetry::{Bytes, Clock, Nanos, VirtualClock};
 use trefoil_tests::devices::{GPU, gpu_options, with_gpu};
+use trefoil_tests::faulty::Faulty;
 use trefoil_tests::running::{
     demo, exact_options, feed, greedy, lowered, model_file, random_tokens, runner,
 };
@@ -247,74 +242,13 @@ fn a_device_lost_in_the_middle_of_a_prompt_is_said_once() {
     assert_eq!(sequence.len(), prompt.len());
 }
 
-/// A device that makes its submission number `fails_at` fail in its queue, and works otherwise.
-#[derive(Debug)]
-struct Faulty {
-    inner: Arc<dyn Device>,
-    info: DeviceInfo,
-    fails_at: AtomicU64,
-    seen: AtomicU64,
-}
-
-impl Device for Faulty {
-    fn info(&self) -> &DeviceInfo {
-        &self.info
-    }
-    fn domains(&self) -> &[DomainInfo] {
-        self.inner.domains()
-    }
-    fn link(&self, from: DomainId, to: DomainId) -> Link {
-        self.inner.link(from, to)
-    }
-    fn limits(&self) -> &Limits {
-        self.inner.limits()
-    }
-    fn support(&self, query: &OpQuery<'_>) -> Support {
-        self.inner.support(query)
-    }
-    fn compile(
-        &self,
-        graph: &Arc<LayerGraph>,
-        segment: &Segment,
-        bucket: Bucket,
-        job: &Job,
-    ) -> Result<Arc<dyn Program>, CompileError> {
-        self.inner.compile(graph, segment, bucket, job)
-    }
-    fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError> {
-        self.inner.alloc(request)
-    }
-    fn import(&self, foreign: &Buffer) -> Result<Buffer, DeviceError> {
-        self.inner.import(foreign)
-    }
-    fn submit(&self, queue: usize, mut work: Submission) -> Result<SubmissionId, DeviceError> {
-        let number = self.seen.fetch_add(1, Ordering::Relaxed) + 1;
-        if number == self.fails_at.load(Ordering::Relaxed) {
-            let (long, short) = (Buffer::host(8), Buffer::host(4));
-            work.work = Work::Copy { from: long.whole(), to: short.whole() };
-        }
-        self.inner.submit(queue, work)
-    }
-    fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
-        self.inner.drain(out)
-    }
-    fn sample(&self) -> Sample {
-        self.inner.sample()
-    }
-    fn reset(&self) -> Result<(), DeviceError> {
-        self.inner.reset()
-    }
-}
-
 #[test]
 fn a_failure_in_the_middle_leaves_a_clean_state() {
     let lowered = lowered(&model_file("smollm"));
     let mut backends =
         Backends::detect(BackendOptions { exact: true, ..BackendOptions::default() });
     let at = backends.devices.iter().position(|d| d.info().name == "ref0").expect("is here");
-    let inner = backends.devices[at].clone();
-    let (info, fails_at, seen) = (inner.info().clone(), AtomicU64::new(0), AtomicU64::new(0));
-    let faulty = Arc::new(Faulty { inner, info, fails_at, seen });
+    let faulty = Arc::new(Faulty::new(backends.devices[at].clone()));
     backends.devices[at] = faulty.clone();
     let prompt = random_tokens(&lowered, 9 * CHUNK + 3, 8);
     // The first segment, one in the middle, and the last: behind it nothing waits.
@@ -322,8 +256,7 @@ fn a_failure_in_the_middle_leaves_a_clean_state() {
         let mut runner = runner(&lowered, &backends, &options(pins));
         let want = all_logits(&mut runner, &prompt);
         for fails_at in [1, 2, 3, 5, 8] {
-            faulty.seen.store(0, Ordering::Relaxed);
-            faulty.fails_at.store(fails_at, Ordering::Relaxed);
+            faulty.fail(fails_at, |_| true);
             let mut sequence: Sequence = runner.begin(512);
             let mut got: Vec<f32> = Vec::new();
             let result =

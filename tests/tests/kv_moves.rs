@@ -1,6 +1,8 @@
 //! KV pages that move between memories at the change of phase: the text is the same as without.
 
-use trefoil_devices_api::{DomainId, Phase};
+use std::sync::Arc;
+
+use trefoil_devices_api::{DomainId, Phase, Work};
 use trefoil_devices_vulkan::{Instance, Tuning, VulkanOptions};
 use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::model::{Lowered, ModelOptions};
@@ -8,6 +10,7 @@ use trefoil_engine::records::CopyKind;
 use trefoil_engine::runner::{Outputs, Runner, Sequence};
 use trefoil_telemetry::SystemClock;
 use trefoil_tests::devices::{GPU, gpu_options, with_gpu};
+use trefoil_tests::faulty::Faulty;
 use trefoil_tests::numbers::argmax;
 use trefoil_tests::running::{
     demo, exact_options, feed, greedy, greedy_from, lowered, model_file, random_tokens, runner,
@@ -214,7 +217,7 @@ fn pages_go_from_card_to_card_by_way_of_the_host() {
         max_part: None,
         fault: None,
     };
-    let clock = std::sync::Arc::new(SystemClock::default());
+    let clock = Arc::new(SystemClock::default());
     let memory = backends.memory.clone();
     let second = trefoil_devices_vulkan::device(adapter, second, memory, clock).expect("opens");
     backends.devices.push(second);
@@ -246,4 +249,33 @@ fn a_plan_whose_pages_are_out_of_reach_is_refused_by_name() {
     let error = lowered.runner(&backends, &plan, &options).expect_err("out of reach").to_string();
     assert!(error.contains("decode blk.0.attn") && error.contains(GPU), "{error}");
     assert!(error.contains("ram") && error.contains("trefoil plan"), "{error}");
+}
+
+#[test]
+fn a_move_that_fails_behind_a_prompt_is_said_once_and_made_again() {
+    let Some(mut backends) = card() else { return };
+    let at = backends.devices.iter().position(|device| device.info().name == GPU);
+    let at = at.expect("is here");
+    let faulty = Arc::new(Faulty::new(backends.devices[at].clone()));
+    backends.devices[at] = faulty.clone();
+    let lowered = lowered(&model_file("smollm"));
+    let layers: Vec<usize> = (0..lowered.graph.kv().len()).collect();
+    let prompt = random_tokens(&lowered, PROMPT, 9);
+    let want = greedy(&mut runner(&lowered, &backends, &options(&[])), &prompt, TOKENS);
+    for pins in [&["prefill:*=gpu0"], &["decode:blk.*.attn=gpu0"]] {
+        for number in [1, layers.len() as u64] {
+            let mut runner = moving(&lowered, &backends, pins, &layers);
+            let mut sequence = runner.begin(512);
+            faulty.fail(number, |work| matches!(work, Work::CopyPages { .. }));
+            let next = read(&mut runner, &mut sequence, &prompt);
+            assert_eq!(next, want[0], "the prompt was read before");
+            let result = runner.feed(&mut sequence, &[next], Outputs::Last, |_, _| ());
+            let error = result.expect_err("its pages did not come").to_string();
+            assert!(error.contains(GPU) && error.contains("KV pages of layer"), "{error}");
+            assert_eq!(sequence.len(), PROMPT);
+            // The pages are still where they were, and go again.
+            assert_eq!(greedy_from(&mut runner, &mut sequence, next, TOKENS), want, "{pins:?}");
+            runner.end(sequence);
+        }
+    }
 }

@@ -8,11 +8,9 @@ use serde_json::json;
 use trefoil_devices_api::Phase;
 use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
 use trefoil_engine::loaded::Loaded;
-use trefoil_engine::records::StepRecord;
 use trefoil_engine::text::sampling::SamplingParams;
 use trefoil_engine::trace::chrome_trace;
 use trefoil_engine::usage::Usage;
-use trefoil_scheduler::Plan;
 
 use super::{chat, common};
 use crate::cli::{ChatArgs, Global, RunArgs, SamplingArgs};
@@ -118,20 +116,23 @@ pub(crate) fn stream(
     Ok((ids, text, summary))
 }
 
-/// Writes the trace of a run.
-fn write_trace(path: &Path, records: &[StepRecord], plan: &Plan) -> Outcome {
-    let name = |error: std::io::Error| {
-        let error = format!("{}: cannot write the trace: {error}", path.display());
-        Failure::new(Status::Failed, error)
-    };
-    let file = File::create(path).map_err(name)?;
-    chrome_trace(records, plan).write(BufWriter::new(file)).map_err(name)
+fn trace_failure(path: &Path, error: &std::io::Error) -> Failure {
+    let error = format!("{}: cannot write the trace: {error}", path.display());
+    Failure::new(Status::Failed, error)
+}
+
+fn create_trace(path: &Path) -> Result<File, Failure> {
+    File::create(path).map_err(|error| trace_failure(path, &error))
 }
 
 pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => {
+            if args.trace.is_some() {
+                let error = "--trace: expected a prompt; a chat has no trace";
+                return Err(Failure::new(Status::Usage, error));
+            }
             return chat::run(
                 &ChatArgs {
                     model: args.model,
@@ -167,12 +168,15 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     crate::signals::cancel_on_signal(&cancel);
     let mut stdout = std::io::stdout();
     let out: Option<&mut dyn Write> = if args.json { None } else { Some(&mut stdout) };
+    // A path that cannot be written is said before the work, not after it.
+    let trace = args.trace.as_deref().map(create_trace).transpose()?;
     let recorded = args.trace.is_some() || global.verbose > 0;
     model.runner.executor.record(recorded);
     let (ids, text, summary) = stream(&mut model, &request, &cancel, out)?;
     let (records, dropped) = model.runner.executor.take_records();
-    if let Some(path) = &args.trace {
-        write_trace(path, &records, &model.plan)?;
+    if let (Some(file), Some(path)) = (trace, &args.trace) {
+        let trace = chrome_trace(&records, &model.plan);
+        trace.write(BufWriter::new(file)).map_err(|error| trace_failure(path, &error))?;
     }
     if args.json {
         let document = json!({
