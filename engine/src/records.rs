@@ -43,7 +43,8 @@ impl Times {
 /// A segment's run.
 #[derive(Clone, Debug)]
 pub struct SegmentRecord {
-    /// Its place among the segments of its bucket ([`trefoil_scheduler::BucketPlan::segments`]).
+    /// Its place among the segments of its bucket ([`trefoil_scheduler::BucketPlan::segments`]); where a
+    /// product is split, several records have the same.
     pub index: usize,
     /// Phase, first and last unit: `decode blk.0.attn_in..head`.
     pub label: Arc<str>,

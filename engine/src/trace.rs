@@ -54,7 +54,10 @@ pub(crate) fn predicted<'a>(
 ) -> Option<&'a SegmentPrediction> {
     let bucket = plan.buckets.iter().find(|bucket| bucket.bucket == step.bucket)?;
     let known = bucket.segments.get(segment.index)?;
-    (known.device == *segment.device).then_some(known)
+    // Not of the parts of a segment that is cut.
+    let units = segment.label.split_once(' ')?.1;
+    let whole = units.split_once("..") == Some((known.first.as_str(), known.last.as_str()));
+    (whole && known.device == *segment.device).then_some(known)
 }
 
 /// Track of a copy: its two domains, and who copies (two devices may at once).

@@ -110,6 +110,7 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
         let mut plan = BucketPlan {
             bucket,
             units: units.collect(),
+            splits: Vec::new(),
             transfers: Vec::new(),
             predicted_seconds: None,
             predicted_joules: None,

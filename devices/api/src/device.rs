@@ -305,11 +305,59 @@ pub enum Work {
         /// Numbers of the pages.
         runs: Arc<[Range<u32>]>,
     },
+    /// Copies rows that lie next to each other to columns of a wider tensor.
+    CopyColumns {
+        /// Source: whole rows.
+        from: BufferRef,
+        /// Target.
+        to: Buffer,
+        /// Where the columns are.
+        columns: Columns,
+    },
     /// Nothing: orders fences.
     Barrier,
 }
 
+/// Columns of a tensor, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// Bytes of the columns in one row.
+    pub width: usize,
+    /// Bytes of a row of the tensor.
+    pub row: usize,
+    /// Bytes before the first of the columns.
+    pub offset: usize,
+}
+
 impl Work {
+    /// Source and target, in bytes from their buffers' begin, of each row of a [`Work::CopyColumns`].
+    ///
+    /// # Errors
+    /// Rows that are not whole, or columns that leave their row or the target.
+    pub fn column_ranges(
+        from: &BufferRef,
+        to: &Buffer,
+        columns: Columns,
+    ) -> Result<impl Iterator<Item = [Range<usize>; 2]> + use<>, DeviceError> {
+        let Columns { width, row, offset } = columns;
+        let rows = from.range.len() / width.max(1);
+        let inside = offset.checked_add(width).is_some_and(|end| end <= row);
+        let whole = rows * width == from.range.len();
+        let fits = row.checked_mul(rows).is_some_and(|end| end <= to.len);
+        if !(inside && whole && fits) {
+            return Err(DeviceError::BadRequest {
+                what: "copy of columns".to_owned(),
+                expected: format!("whole rows of {width} bytes within {row} and {} bytes", to.len),
+                got: format!("{} bytes to offset {offset}", from.range.len()),
+            });
+        }
+        let start = from.range.start;
+        Ok((0..rows).map(move |index| {
+            let (source, target) = (start + index * width, index * row + offset);
+            [source..source + width, target..target + width]
+        }))
+    }
+
     /// Source and target of each run of pages of a [`Work::CopyPages`]; an error where one leaves its
     /// buffer.
     pub fn page_views(

@@ -30,6 +30,12 @@ fn run(
     match work {
         Work::Barrier => Ok(()),
         Work::Copy { from, to } => copy(from, to),
+        Work::CopyColumns { from, to, columns } => {
+            let ranges = Work::column_ranges(&from, &to, columns)?;
+            let (source, mut target) = (from.buffer.read()?, to.write()?);
+            ranges.for_each(|[from, to]| target[to].copy_from_slice(&source[from]));
+            Ok(())
+        }
         Work::CopyPages { from, to, page_bytes, runs } => {
             let mut views = Work::page_views(&from, &to, page_bytes, &runs);
             views.try_for_each(|views| views.and_then(|[from, to]| copy(from, to)))

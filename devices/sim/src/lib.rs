@@ -118,6 +118,7 @@ impl SimDevice {
         let (flops, bytes) = match work {
             Work::Barrier => (0.0, 0.0),
             Work::Copy { from, .. } => (0.0, 2.0 * from.range.len() as f64),
+            Work::CopyColumns { from, .. } => (0.0, 2.0 * from.range.len() as f64),
             Work::CopyPages { page_bytes, runs, .. } => {
                 let pages: usize = runs.iter().map(|run| run.len()).sum();
                 (0.0, 2.0 * (pages * page_bytes) as f64)
@@ -134,9 +135,9 @@ impl SimDevice {
                     sequences: step.count(Rows::Sequences) as u64,
                     kv_element_bytes: 2.0,
                 };
-                let units = program.segment.units.iter();
+                let nodes = program.segment.nodes.iter();
                 let cost: trefoil_graph::ops::OpCost =
-                    units.map(|&unit| program.graph.unit_cost(unit, &shape)).sum();
+                    nodes.map(|&node| program.graph.node_cost(node, &shape)).sum();
                 (cost.flops(), cost.bytes())
             }
         };
@@ -185,7 +186,7 @@ impl Device for SimDevice {
         let bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
         let inputs = segment.inputs.iter().map(|&n| (Role::Input(n), bytes(n)));
         let outputs = segment.outputs.iter().map(|&n| (Role::Output(n), bytes(n)));
-        let kv = segment.units.iter().filter_map(|&unit| graph.unit_kv_layer(unit));
+        let kv = segment.nodes.iter().filter_map(|&node| graph.kv_layer(node));
         let kv = kv.map(|layer| (Role::Kv(layer), Bytes(0)));
         let bindings = inputs
             .chain(outputs)

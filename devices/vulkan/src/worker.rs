@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use trefoil_devices_api::{
-    Backing, Buffer, BufferId, BufferRef, DeviceError, MemoryManager, RunArgs, Work, Worker,
+    Backing, Buffer, BufferId, BufferRef, Columns, DeviceError, MemoryManager, RunArgs, Work,
+    Worker,
 };
 use trefoil_graph::StepInputs;
 use trefoil_kernels_vulkan::{Counts, Place, SPLIT, StepField};
@@ -71,6 +72,9 @@ impl Worker for VulkanWorker {
         match work {
             Work::Barrier => Ok(None),
             Work::Copy { from, to } => self.copy(&from, &to).map(|()| None),
+            Work::CopyColumns { from, to, columns } => {
+                self.copy_columns(&from, &to, columns).map(|()| None)
+            }
             Work::CopyPages { from, to, page_bytes, runs } => {
                 for views in Work::page_views(&from, &to, page_bytes, &runs) {
                     let [from, to] = views?;
@@ -311,6 +315,32 @@ impl VulkanWorker {
         let import = Arc::new(import.holding(buffer.clone()));
         imports.insert(buffer.id, Arc::downgrade(&import));
         Ok(import)
+    }
+
+    /// Copies rows to columns, both in memory of the host or both in the device's.
+    fn copy_columns(
+        &mut self,
+        from: &BufferRef,
+        to: &Buffer,
+        columns: Columns,
+    ) -> Result<(), DeviceError> {
+        let ranges = Work::column_ranges(from, to, columns)?;
+        match (from.buffer.backing(), to.backing()) {
+            (Backing::Host(_), Backing::Host(_)) => {
+                let (source, mut target) = (from.buffer.read()?, to.write()?);
+                ranges.for_each(|[from, to]| target[to].copy_from_slice(&source[from]));
+                Ok(())
+            }
+            (Backing::Device(_), Backing::Device(_)) => {
+                let source = self.allocation(&from.buffer)?;
+                let target = self.allocation(to)?;
+                let regions: Vec<_> = ranges
+                    .map(|[from, to]| (from.start as u64, to.start as u64, from.len() as u64))
+                    .collect();
+                self.transfers.regions(&source, &target, &regions)
+            }
+            _ => Err(bad("copy of columns", "two buffers of one domain", "two domains")),
+        }
     }
 
     fn copy(&mut self, from: &BufferRef, to: &BufferRef) -> Result<(), DeviceError> {

@@ -1,15 +1,16 @@
 //! From a plan to programs with their buffers.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use trefoil_devices_api::{
-    AllocRequest, Backing, Bucket, Buffer, Device, DeviceError, DomainId, Job, Link, MemoryManager,
-    Program, Purpose, Role, RunArgs, Work,
+    AllocRequest, Backing, Bucket, Buffer, BufferRef, Columns, Device, DeviceError, DomainId, Job,
+    Link, MemoryManager, Program, Purpose, Role, RunArgs, Work,
 };
 use trefoil_graph::ops::TensorShape;
-use trefoil_graph::{LayerGraph, NodeIndex, StepInputs};
-use trefoil_scheduler::{BucketPlan, SegmentPlan};
+use trefoil_graph::{LayerGraph, NodeIndex, Segment as GraphSegment, StepInputs, linear_part};
+use trefoil_scheduler::{BucketPlan, Piece, PieceShare};
 
 use super::ExecuteError;
 use super::lanes::Lanes;
@@ -21,10 +22,15 @@ pub(super) struct Segment {
     pub(super) lane: usize,
     pub(super) program: Arc<dyn Program>,
     pub(super) label: Arc<str>,
+    /// Its place among the segments of the plan.
+    pub(super) index: usize,
     /// KV layers that it reads and writes.
     pub(super) kv: Vec<usize>,
     /// Its buffers, by number of the set.
     pub(super) sets: Vec<Bound>,
+    /// What other devices compute at the same time, of a product that is split: no KV layers, and
+    /// nothing beside.
+    pub(super) beside: Vec<Segment>,
 }
 
 /// A segment's buffers in one set.
@@ -32,6 +38,8 @@ pub(super) struct Segment {
 pub(super) struct Bound {
     /// Moves of its inputs, before it.
     pub(super) copies: Vec<TensorCopy>,
+    /// Moves of its part of a split product to the whole, after all parts.
+    pub(super) joins: Vec<TensorCopy>,
     pub(super) args: Arc<RunArgs>,
 }
 
@@ -52,6 +60,8 @@ pub(super) struct TensorCopy {
     pub(super) to: Buffer,
     pub(super) label: Arc<str>,
     shape: TensorShape,
+    /// Which columns of the target the rows become, where they are not all of it.
+    columns: Option<Columns>,
 }
 
 impl TensorCopy {
@@ -63,6 +73,10 @@ impl TensorCopy {
     /// The copy of the rows that a step has.
     pub(super) fn work(&self, step: &StepInputs) -> Result<Work, DeviceError> {
         let bytes = self.bytes(step);
+        if let Some(columns) = self.columns {
+            let (from, to) = (self.from.view(0..bytes)?, self.to.clone());
+            return Ok(Work::CopyColumns { from, to, columns });
+        }
         Ok(Work::Copy { from: self.from.view(0..bytes)?, to: self.to.view(0..bytes)? })
     }
 }
@@ -86,17 +100,31 @@ impl CompiledBucket {
 /// under way use one set.
 #[derive(Default)]
 struct TensorPool {
-    buffers: HashMap<(usize, NodeIndex, DomainId), Buffer>,
+    buffers: HashMap<(Tensor, DomainId), Buffer>,
+}
+
+/// A tensor in a set of buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tensor {
+    set: usize,
+    node: NodeIndex,
+    /// 0 for all of it, from 1 on for the parts of a split product.
+    part: usize,
+}
+
+impl Tensor {
+    fn whole(set: usize, node: NodeIndex) -> Self {
+        Self { set, node, part: 0 }
+    }
 }
 
 impl TensorPool {
     fn get(
         &mut self,
-        (set, node, domain): (usize, NodeIndex, DomainId),
+        key: (Tensor, DomainId),
         bytes: usize,
         make: impl FnOnce() -> Result<Buffer, DeviceError>,
     ) -> Result<Buffer, DeviceError> {
-        let key = (set, node, domain);
         if let Some(buffer) = self.buffers.get(&key)
             && buffer.len >= bytes
         {
@@ -111,23 +139,23 @@ impl TensorPool {
     fn at(
         &mut self,
         device: &dyn Device,
-        (set, node): (usize, NodeIndex),
+        tensor: Tensor,
         bytes: usize,
     ) -> Result<Buffer, DeviceError> {
         let domain = device.domains()[0].id;
         let request = AllocRequest { domain, bytes, purpose: Purpose::Activations };
-        self.get((set, node, domain), bytes, || device.alloc(request))
+        self.get((tensor, domain), bytes, || device.alloc(request))
     }
 
     /// A tensor's buffer in host memory.
     fn on_host(
         &mut self,
         memory: &MemoryManager,
-        (set, node): (usize, NodeIndex),
+        tensor: Tensor,
         bytes: usize,
     ) -> Result<Buffer, DeviceError> {
         let make = || memory.host_buffer(bytes, Purpose::Activations.holder());
-        self.get((set, node, DomainId::HOST), bytes, make)
+        self.get((tensor, DomainId::HOST), bytes, make)
     }
 }
 
@@ -178,30 +206,27 @@ impl<'a> Compiler<'a> {
         let bucket = plan.bucket;
         let sets = plan.steps_at_once().min(context.div_ceil(bucket.max_tokens.max(1))).max(1);
         let mut progress = Progress { bucket, sets, made_by: HashMap::new() };
-        let parts = plan.segments();
-        let segments = parts.iter().map(|part| self.segment(&mut progress, part));
+        let pieces = plan.pieces(self.graph);
+        let segments = pieces.iter().map(|piece| match piece.shares[..] {
+            [] => self.segment(&mut progress, piece),
+            _ => self.split(&mut progress, piece),
+        });
         let segments = segments.collect::<Result<_, _>>()?;
         let outputs = (0..sets).map(|set| self.output(&progress, set)).collect::<Result<_, _>>()?;
         Ok(CompiledBucket { bucket, segments, outputs })
     }
 
-    fn segment(
-        &mut self,
-        progress: &mut Progress,
-        part: &SegmentPlan,
-    ) -> Result<Segment, ExecuteError> {
+    /// The device called `name`.
+    fn device(&self, name: &str) -> Result<&'a Arc<dyn Device>, ExecuteError> {
+        let device = self.devices.iter().find(|device| device.info().name == name);
+        device.ok_or_else(|| ExecuteError::NoDevice(name.to_owned()))
+    }
+
+    fn segment(&mut self, progress: &mut Progress, piece: &Piece) -> Result<Segment, ExecuteError> {
         let bucket = progress.bucket;
-        let device = self.devices.iter().find(|device| device.info().name == part.device);
-        let device = device.ok_or_else(|| ExecuteError::NoDevice(part.device.clone()))?;
-        let segment = self.graph.segment(&part.units);
-        let first = self.graph.unit(part.units[0]).name();
-        let last = self.graph.unit(*part.units.last().expect("segments have units")).name();
-        let label: Arc<str> = format!("{} {first}..{last}", bucket.phase.name()).into();
-        let program =
-            device.compile(self.graph, &segment, bucket, &Job::default()).map_err(|source| {
-                let (device, segment) = (part.device.clone(), label.to_string());
-                ExecuteError::Compile { device, segment, source }
-            })?;
+        let device = self.device(&piece.device)?;
+        let label: Arc<str> = format!("{} {}", bucket.phase.name(), piece.name).into();
+        let program = compile(device, self.graph, &piece.segment, bucket, &label)?;
         for binding in program.bindings() {
             if let Role::Output(node) = binding.role {
                 progress.made_by.insert(node, device.clone());
@@ -214,9 +239,99 @@ impl<'a> Compiler<'a> {
             Role::Kv(layer) => Some(layer),
             _ => None,
         });
-        let kv = kv.collect();
+        let (kv, index, beside) = (kv.collect(), piece.index, Vec::new());
         let lane = self.lanes.of(device);
-        Ok(Segment { lane, program, label, kv, sets })
+        Ok(Segment { lane, program, label, index, kv, sets, beside })
+    }
+
+    /// A product that several devices share: each makes some columns of the result in a buffer of its
+    /// own (devices do not write to one buffer at the same time), which then become one tensor.
+    fn split(&mut self, progress: &mut Progress, piece: &Piece) -> Result<Segment, ExecuteError> {
+        let node = piece.segment.nodes[0];
+        let home = self.device(&piece.device)?;
+        progress.made_by.insert(node, home.clone());
+        let mut parts = Vec::with_capacity(piece.shares.len());
+        for (number, share) in (1..).zip(&piece.shares) {
+            parts.push(self.share(progress, piece, share, number)?);
+        }
+        let mut first = parts.remove(0);
+        first.beside = parts;
+        Ok(first)
+    }
+
+    /// Share number `part` of a split product, with the moves of its result.
+    fn share(
+        &mut self,
+        progress: &Progress,
+        piece: &Piece,
+        share: &PieceShare,
+        part: usize,
+    ) -> Result<Segment, ExecuteError> {
+        let (bucket, node) = (progress.bucket, piece.segment.nodes[0]);
+        let (home, device) = (self.device(&piece.device)?, self.device(&share.device)?);
+        let Range { start, end } = share.rows;
+        let name = &self.graph.node(node).name;
+        let phase = bucket.phase.name();
+        let label: Arc<str> = format!("{phase} {name} rows {start}..{end}").into();
+        let (graph, segment) = linear_part(self.graph, node, start..end)
+            .ok_or_else(|| ExecuteError::Split { op: name.clone(), rows: start..end })?;
+        let graph = Arc::new(graph);
+        let program = compile(device, &graph, &segment, bucket, &label)?;
+        let input = piece.segment.inputs[0];
+        let shape = TensorShape { width: end - start, ..self.graph.node(node).shape };
+        let columns = |width: usize, row: usize| Columns {
+            width: width * size_of::<f32>(),
+            row: row * size_of::<f32>(),
+            offset: start * size_of::<f32>(),
+        };
+        let columns = columns(end - start, self.graph.node(node).shape.width);
+        let bytes = most_bytes(bucket, shape);
+        let whole_bytes = bucket.tensor_bytes(self.graph, node);
+        let mut sets = Vec::with_capacity(progress.sets);
+        for set in 0..progress.sets {
+            let (read, copies) = self.input(progress, device, Tensor::whole(set, input))?;
+            let tensor = Tensor { set, node, part };
+            let made = self.tensors.at(device.as_ref(), tensor, bytes)?;
+            let whole = self.tensors.at(home.as_ref(), Tensor::whole(set, node), whole_bytes)?;
+            let mut joins = Vec::new();
+            let mut from = made.clone();
+            if made.domain != whole.domain {
+                let arrived = self.tensors.at(home.as_ref(), tensor, bytes)?;
+                let ways = [made.clone(), arrived.clone()];
+                joins = self.moves(bucket, (tensor, shape), ways, [device, home])?;
+                from = arrived;
+            }
+            let label = format!("{phase} join of {name} rows {start}..{end}").into();
+            let lane = self.lanes.of(home);
+            let columns = Some(columns);
+            joins.push(TensorCopy { lane, from, to: whole, label, shape, columns });
+            let buffers = vec![read, made.view(0..bytes)?];
+            let args = Arc::new(RunArgs { buffers, kv: self.kv.layout().clone() });
+            sets.push(Bound { copies, joins, args });
+        }
+        let (kv, index, beside) = (Vec::new(), piece.index, Vec::new());
+        Ok(Segment { lane: self.lanes.of(device), program, label, index, kv, sets, beside })
+    }
+
+    /// Where a device reads a tensor, and the moves to there.
+    fn input(
+        &mut self,
+        progress: &Progress,
+        device: &Arc<dyn Device>,
+        tensor: Tensor,
+    ) -> Result<(BufferRef, Vec<TensorCopy>), ExecuteError> {
+        let (bucket, node) = (progress.bucket, tensor.node);
+        let bytes = bucket.tensor_bytes(self.graph, node);
+        let here = self.tensors.at(device.as_ref(), tensor, bytes)?;
+        let maker = &progress.made_by[&node];
+        let there = self.tensors.at(maker.as_ref(), tensor, bytes)?;
+        let mut copies = Vec::new();
+        if here.id != there.id {
+            let shape = self.graph.node(node).shape;
+            let ways = [there, here.clone()];
+            copies = self.moves(bucket, (tensor, shape), ways, [device, maker])?;
+        }
+        Ok((here.view(0..bytes)?, copies))
     }
 
     /// The buffers of a segment in a set.
@@ -244,37 +359,34 @@ impl<'a> Compiler<'a> {
                 }
                 Role::Output(node) => {
                     let bytes = bucket.tensor_bytes(self.graph, node);
-                    self.tensors.at(device.as_ref(), (set, node), bytes)?.view(0..bytes)?
+                    let tensor = Tensor::whole(set, node);
+                    self.tensors.at(device.as_ref(), tensor, bytes)?.view(0..bytes)?
                 }
                 Role::Input(node) => {
-                    let bytes = bucket.tensor_bytes(self.graph, node);
-                    let here = self.tensors.at(device.as_ref(), (set, node), bytes)?;
-                    let maker = &progress.made_by[&node];
-                    let there = self.tensors.at(maker.as_ref(), (set, node), bytes)?;
-                    if here.id != there.id {
-                        let ways = [there, here.clone()];
-                        copies.extend(self.moves(bucket, (set, node), ways, [device, maker])?);
-                    }
-                    here.view(0..bytes)?
+                    let tensor = Tensor::whole(set, node);
+                    let (here, moves) = self.input(progress, device, tensor)?;
+                    copies.extend(moves);
+                    here
                 }
             });
         }
-        Ok(Bound { copies, args: Arc::new(RunArgs { buffers, kv: self.kv.layout().clone() }) })
+        let args = Arc::new(RunArgs { buffers, kv: self.kv.layout().clone() });
+        Ok(Bound { copies, joins: Vec::new(), args })
     }
 
     /// Moves of a tensor between two domains: by one of the two devices, or through the host.
     fn moves(
         &mut self,
         bucket: Bucket,
-        (set, node): (usize, NodeIndex),
+        (tensor, shape): (Tensor, TensorShape),
         [from, to]: [Buffer; 2],
         devices: [&Arc<dyn Device>; 2],
     ) -> Result<Vec<TensorCopy>, ExecuteError> {
-        let (shape, name) = (self.graph.node(node).shape, &self.graph.node(node).name);
+        let name = &self.graph.node(tensor.node).name;
         let lanes = &mut *self.lanes;
         let mut copy = |device: &Arc<dyn Device>, from: Buffer, to: Buffer| {
             let label = format!("{} copy of {name} to {}", bucket.phase.name(), to.domain).into();
-            TensorCopy { lane: lanes.of(device), from, to, label, shape }
+            TensorCopy { lane: lanes.of(device), from, to, label, shape, columns: None }
         };
         if let Some(device) = mover(from.domain, to.domain, devices) {
             return Ok(vec![copy(device, from, to)]);
@@ -283,8 +395,8 @@ impl<'a> Compiler<'a> {
         let up = mover(from.domain, DomainId::HOST, devices);
         let down = mover(DomainId::HOST, to.domain, devices);
         let (Some(up), Some(down)) = (up, down) else { return Err(none) };
-        let bytes = bucket.tensor_bytes(self.graph, node);
-        let host = self.tensors.on_host(self.memory, (set, node), bytes)?;
+        let bytes = most_bytes(bucket, shape);
+        let host = self.tensors.on_host(self.memory, tensor, bytes)?;
         Ok(vec![copy(up, from, host.clone()), copy(down, host, to)])
     }
 
@@ -292,13 +404,34 @@ impl<'a> Compiler<'a> {
     fn output(&mut self, progress: &Progress, set: usize) -> Result<Output, ExecuteError> {
         let (bucket, node) = (progress.bucket, self.graph.output());
         let bytes = bucket.tensor_bytes(self.graph, node);
+        let tensor = Tensor::whole(set, node);
         let device = progress.made_by.get(&node).expect("the last segment makes the result");
-        let made = self.tensors.at(device.as_ref(), (set, node), bytes)?;
+        let made = self.tensors.at(device.as_ref(), tensor, bytes)?;
         if let Backing::Host(_) = made.backing() {
             return Ok(Output { copies: Vec::new(), buffer: made });
         }
-        let buffer = self.tensors.on_host(self.memory, (set, node), bytes)?;
-        let copies = self.moves(bucket, (set, node), [made, buffer.clone()], [device, device])?;
+        let buffer = self.tensors.on_host(self.memory, tensor, bytes)?;
+        let shape = self.graph.node(node).shape;
+        let ways = [made, buffer.clone()];
+        let copies = self.moves(bucket, (tensor, shape), ways, [device, device])?;
         Ok(Output { copies, buffer })
     }
+}
+
+/// Most bytes of a tensor of this shape.
+fn most_bytes(bucket: Bucket, shape: TensorShape) -> usize {
+    bucket.max_rows(shape.rows) * shape.width * size_of::<f32>()
+}
+
+fn compile(
+    device: &Arc<dyn Device>,
+    graph: &Arc<LayerGraph>,
+    segment: &GraphSegment,
+    bucket: Bucket,
+    label: &Arc<str>,
+) -> Result<Arc<dyn Program>, ExecuteError> {
+    device.compile(graph, segment, bucket, &Job::default()).map_err(|source| {
+        let (device, segment) = (device.info().name.clone(), label.to_string());
+        ExecuteError::Compile { device, segment, source }
+    })
 }

@@ -48,6 +48,14 @@ pub enum ExecuteError {
         /// Where the plan has the pages.
         domain: DomainId,
     },
+    /// A product that cannot be split as the plan says.
+    #[error("{op}: cannot compute rows {rows:?} apart from the others")]
+    Split {
+        /// The op.
+        op: String,
+        /// A share's rows.
+        rows: std::ops::Range<usize>,
+    },
     /// A step that fits no bucket.
     #[error("{phase}: expected a step of at most {most} rows, got {got}")]
     TooManyRows {

@@ -324,24 +324,33 @@ impl Executor {
         let compiled = &self.buckets[flight.bucket];
         let segment = &compiled.segments[flight.submitted];
         let slot = &self.slots[flight.slot];
-        let bound = &segment.sets[flight.slot];
-        submit_copies(&mut self.queues, flight, &bound.copies, &slot.rows)?;
-        let mut waits = flight.waits.clone();
-        for &layer in &segment.kv {
-            waits.add_all(&self.kv_used[layer]);
+        let (serial, before) = (flight.serial, flight.waits.clone());
+        let mut parts = Marks::default();
+        for part in std::iter::once(segment).chain(&segment.beside) {
+            let bound = &part.sets[flight.slot];
+            flight.waits.clone_from(&before);
+            submit_copies(&mut self.queues, flight, &bound.copies, &slot.rows)?;
+            let mut waits = flight.waits.clone();
+            for &layer in &part.kv {
+                waits.add_all(&self.kv_used[layer]);
+            }
+            let work = Work::Run {
+                program: part.program.clone(),
+                args: bound.args.clone(),
+                step: slot.rows.clone(),
+            };
+            let given = Given::Segment(part.index);
+            let mark = self.queues.give(part.lane, &waits, work, &part.label, serial, given)?;
+            for &layer in &part.kv {
+                self.kv_used[layer].replace(mark);
+            }
+            flight.gave(mark);
+            parts.add(mark);
         }
-        let work = Work::Run {
-            program: segment.program.clone(),
-            args: bound.args.clone(),
-            step: slot.rows.clone(),
-        };
-        let given = Given::Segment(flight.submitted);
-        let (lane, label, serial) = (segment.lane, &segment.label, flight.serial);
-        let mark = self.queues.give(lane, &waits, work, label, serial, given)?;
-        for &layer in &segment.kv {
-            self.kv_used[layer].replace(mark);
+        flight.waits = parts;
+        for part in std::iter::once(segment).chain(&segment.beside) {
+            submit_copies(&mut self.queues, flight, &part.sets[flight.slot].joins, &slot.rows)?;
         }
-        flight.gave(mark);
         flight.submitted += 1;
         if flight.submitted == compiled.segments.len() {
             let output = &compiled.outputs[flight.slot];
