@@ -20,11 +20,10 @@ pub use pieces::{Piece, PieceShare};
 pub use pin::{Pin, PinError};
 pub use place::{DeviceFacts, PlaceError, Request, place};
 pub use plan::{
-    Alternative, BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError,
-    Prediction, SegmentPlan, SegmentPrediction, Totals, Transfer, UnitPlacement,
+    Alternative, BucketPlan, DomainMemory, LinearSplit, ModelRef, PLAN_VERSION, PinReport, Plan,
+    PlanError, Prediction, SegmentPlan, SegmentPrediction, Share, Totals, Transfer, UnitPlacement,
 };
 pub use size::Size;
-pub use split::{LinearSplit, Share};
 pub use toml_text::TomlError;
 
 /// The candidate most like `name`, for "did you mean".

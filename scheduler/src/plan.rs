@@ -8,7 +8,7 @@ use trefoil_devices_api::{Bucket, DomainId, Phase};
 use trefoil_graph::{LayerGraph, UnitId};
 use trefoil_telemetry::Bytes;
 
-use crate::split::LinearSplit;
+pub use crate::split::{LinearSplit, Share};
 use crate::{Pin, nearest};
 
 /// Version of the plan's JSON form.
