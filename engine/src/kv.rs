@@ -1,9 +1,12 @@
 //! KV pages: a pool per model, a page table per sequence.
+//!
+//! A layer's pages lie in one domain, or in one for each phase where a plan moves them between the
+//! phases; both domains then have a place for every page, under the same number.
 
 use std::sync::Arc;
 
 use trefoil_devices_api::{
-    AllocRequest, Buffer, Device, DeviceError, DomainId, KvPages, MemoryManager, Purpose,
+    AllocRequest, Buffer, Device, DeviceError, DomainId, KvPages, MemoryManager, Phase, Purpose,
 };
 use trefoil_graph::KvShape;
 
@@ -33,6 +36,8 @@ impl KvType {
 pub struct KvPool {
     layout: KvPages,
     layers: Vec<Buffer>,
+    /// Pages in decode of the layers that have other ones there.
+    decode: Vec<Option<Buffer>>,
     free: Vec<u32>,
 }
 
@@ -49,30 +54,49 @@ impl KvPool {
         tokens: usize,
     ) -> Result<Self, DeviceError> {
         let pages = tokens.div_ceil(page_tokens);
-        let layers = shapes
-            .iter()
-            .zip(domains)
-            .map(|(shape, &domain)| {
-                let bytes = pages * page_tokens * shape.elements_per_token() * kv_type.bytes();
-                if domain == DomainId::HOST {
-                    return memory.host_buffer(bytes, "KV cache");
-                }
-                let owner = devices.iter().find(|device| device.domains()[0].id == domain);
-                let owner = owner.ok_or_else(|| DeviceError::BadRequest {
-                    what: "KV pages".to_owned(),
-                    expected: "memory of a device that is here".to_owned(),
-                    got: domain.to_string(),
-                })?;
-                owner.alloc(AllocRequest { domain, bytes, purpose: Purpose::Kv })
-            })
-            .collect::<Result<_, _>>()?;
         let half = kv_type == KvType::F16;
+        let layout = KvPages { page_tokens, pages, half, shapes: shapes.to_vec() };
+        let layers = (0..shapes.len())
+            .zip(domains)
+            .map(|(layer, &domain)| pages_in(memory, devices, layer_bytes(&layout, layer), domain))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
-            layout: KvPages { page_tokens, pages, half, shapes: shapes.to_vec() },
+            layout,
             layers,
+            decode: vec![None; shapes.len()],
             // Taken from the end: low numbers first, which keeps touched memory together.
             free: (0..pages as u32).rev().collect(),
         })
+    }
+
+    /// Adds places in the domains that layers have in decode, where they are other ones.
+    ///
+    /// # Errors
+    /// Too little memory, or a domain that is not here.
+    pub fn with_decode_domains(
+        mut self,
+        memory: &MemoryManager,
+        devices: &[Arc<dyn Device>],
+        domains: &[DomainId],
+    ) -> Result<Self, DeviceError> {
+        for (layer, &domain) in domains.iter().enumerate().take(self.layers.len()) {
+            if self.layers[layer].domain != domain {
+                let bytes = layer_bytes(&self.layout, layer);
+                self.decode[layer] = Some(pages_in(memory, devices, bytes, domain)?);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Layers whose pages move between the phases.
+    pub fn moved(&self) -> impl Iterator<Item = usize> {
+        let moved = |(layer, decode): (usize, &Option<Buffer>)| decode.as_ref().map(|_| layer);
+        self.decode.iter().enumerate().filter_map(moved)
+    }
+
+    /// Bytes of one page of a layer.
+    pub fn page_bytes(&self, layer: usize) -> usize {
+        page_bytes(&self.layout, layer)
     }
 
     /// Layout of the pages.
@@ -80,9 +104,12 @@ impl KvPool {
         &self.layout
     }
 
-    /// Buffer of a layer.
-    pub fn layer(&self, layer: usize) -> &Buffer {
-        &self.layers[layer]
+    /// Buffer of a layer in a phase.
+    pub fn layer(&self, phase: Phase, layer: usize) -> &Buffer {
+        match (phase, &self.decode[layer]) {
+            (Phase::Decode, Some(decode)) => decode,
+            _ => &self.layers[layer],
+        }
     }
 
     /// Pages that nobody holds.
@@ -117,6 +144,34 @@ impl KvPool {
     pub fn release(&mut self, pages: &mut Vec<u32>) {
         self.free.append(pages);
     }
+}
+
+fn page_bytes(layout: &KvPages, layer: usize) -> usize {
+    let element = if layout.half { KvType::F16 } else { KvType::F32 }.bytes();
+    layout.page_tokens * layout.shapes[layer].elements_per_token() * element
+}
+
+fn layer_bytes(layout: &KvPages, layer: usize) -> usize {
+    layout.pages * page_bytes(layout, layer)
+}
+
+/// Memory in a domain: the host's, or that of the device whose it is.
+fn pages_in(
+    memory: &MemoryManager,
+    devices: &[Arc<dyn Device>],
+    bytes: usize,
+    domain: DomainId,
+) -> Result<Buffer, DeviceError> {
+    if domain == DomainId::HOST {
+        return memory.host_buffer(bytes, Purpose::Kv.holder());
+    }
+    let owner = devices.iter().find(|device| device.domains()[0].id == domain);
+    let owner = owner.ok_or_else(|| DeviceError::BadRequest {
+        what: "KV pages".to_owned(),
+        expected: "memory of a device that is here".to_owned(),
+        got: domain.to_string(),
+    })?;
+    owner.alloc(AllocRequest { domain, bytes, purpose: Purpose::Kv })
 }
 
 #[cfg(test)]

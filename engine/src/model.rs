@@ -216,9 +216,6 @@ impl Lowered {
         if let Some(plan) = &options.plan {
             let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
             plan.check(&self.fingerprint, &self.graph, &names)?;
-            if plan.kv_decode.is_some() {
-                return Err(PlanError::KvMoves.into());
-            }
             let most = self.hyper.context.max(options.kv_tokens.unwrap_or(0));
             if plan.context > most {
                 let (what, expected) = ("context", format!("at most {most}"));
@@ -247,7 +244,7 @@ impl Lowered {
         plan: &Plan,
         options: &ModelOptions,
     ) -> Result<Runner, ModelError> {
-        let kv = KvPool::new(
+        let mut kv = KvPool::new(
             &backends.memory,
             &backends.devices,
             self.graph.kv(),
@@ -256,6 +253,9 @@ impl Lowered {
             options.page_tokens,
             plan.context,
         )?;
+        if let Some(domains) = &plan.kv_decode {
+            kv = kv.with_decode_domains(&backends.memory, &backends.devices, domains)?;
+        }
         let executor = Executor::new(&self.graph, plan, &backends.devices, &backends.memory, kv)?;
         let vocabulary = self.vocabulary();
         let context = plan.context.min(self.hyper.context);

@@ -1,5 +1,6 @@
 //! The layer graph: ops as nodes, tensors as edges, grouped into units of placement.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use petgraph::Direction;
@@ -188,17 +189,29 @@ impl LayerGraph {
 
     /// Index of the KV layer that a unit writes and reads, if it does.
     pub fn unit_kv_layer(&self, unit: UnitId) -> Option<usize> {
-        self.units[unit.0].nodes.iter().find_map(|&node| match &self.graph[node].op {
+        self.units[unit.0].nodes.iter().find_map(|&node| self.kv_layer(node))
+    }
+
+    /// Index of the KV layer that an op reads, if it is attention.
+    pub fn kv_layer(&self, node: NodeIndex) -> Option<usize> {
+        match &self.graph[node].op {
             Op::Attention(op) => Some(op.layer),
             _ => None,
-        })
+        }
     }
 
     /// The part of the graph made of `units` (ascending), with the tensors that cross its border.
     pub fn segment(&self, units: &[UnitId]) -> Segment {
-        let nodes: Vec<NodeIndex> =
-            units.iter().flat_map(|unit| self.units[unit.0].nodes.iter().copied()).collect();
-        let inside = |node: NodeIndex| units.contains(&self.graph[node].unit);
+        self.cut(units.iter().flat_map(|unit| self.units[unit.0].nodes.iter().copied()).collect())
+    }
+
+    /// The part of the graph made of `nodes`, which are in an order in which they can run, with the
+    /// tensors that cross its border.
+    pub fn cut(&self, nodes: Vec<NodeIndex>) -> Segment {
+        let mut units: Vec<UnitId> = nodes.iter().map(|&node| self.graph[node].unit).collect();
+        units.dedup();
+        let within: HashSet<NodeIndex> = nodes.iter().copied().collect();
+        let inside = |node: NodeIndex| within.contains(&node);
         let mut inputs = Vec::new();
         let mut outputs = Vec::new();
         for &node in &nodes {
@@ -211,7 +224,7 @@ impl LayerGraph {
                 outputs.push(node);
             }
         }
-        Segment { units: units.to_vec(), nodes, inputs, outputs }
+        Segment { units, nodes, inputs, outputs }
     }
 }
 
@@ -222,12 +235,13 @@ impl fmt::Debug for LayerGraph {
     }
 }
 
-/// Units next to each other, compiled as one program.
+/// Ops next to each other, compiled as one program: whole units, or parts where one of their products
+/// is split over devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// The units, ascending.
+    /// The units that it has ops of, ascending.
     pub units: Vec<UnitId>,
-    /// Their ops, in an order in which they can run.
+    /// The ops, in an order in which they can run.
     pub nodes: Vec<NodeIndex>,
     /// Tensors made outside and read inside.
     pub inputs: Vec<NodeIndex>,

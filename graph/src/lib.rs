@@ -9,6 +9,7 @@ mod huggingface;
 mod hyper;
 pub mod inspect;
 mod layer_graph;
+mod linear_part;
 mod lowering;
 pub mod metadata;
 mod model_file;
@@ -28,6 +29,7 @@ pub use layer_graph::{
     GraphBuilder, KvShape, LayerGraph, Lifetime, Node, Segment, ShapeError, SlotPlan, Unit, UnitId,
     UnitKind, assign_slots,
 };
+pub use linear_part::linear_part;
 pub use lowering::{LowerError, LowerOptions, PoolingChoice, lower};
 pub use metadata::{Metadata, MetadataError};
 pub use model_file::{ModelFile, ModelFileError, Origin, SAMPLE, Tensor};

@@ -5,6 +5,7 @@
 pub mod cost;
 mod memory;
 pub mod partition;
+mod pieces;
 mod pin;
 mod place;
 mod plan;
@@ -13,13 +14,15 @@ pub mod policy;
 pub mod profile;
 pub mod simulate;
 mod size;
+mod split;
 mod toml_text;
 
+pub use pieces::{Piece, PieceShare};
 pub use pin::{Pin, PinError};
 pub use place::{DeviceFacts, PlaceError, Request, place};
 pub use plan::{
-    Alternative, BucketPlan, DomainMemory, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError,
-    Prediction, SegmentPlan, SegmentPrediction, Totals, Transfer, UnitPlacement,
+    Alternative, BucketPlan, DomainMemory, LinearSplit, ModelRef, PLAN_VERSION, PinReport, Plan,
+    PlanError, Prediction, SegmentPlan, SegmentPrediction, Share, Totals, Transfer, UnitPlacement,
 };
 pub use size::Size;
 pub use toml_text::{TomlError, read as read_toml};

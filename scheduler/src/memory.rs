@@ -6,6 +6,7 @@ use trefoil_devices_api::DomainId;
 use trefoil_graph::{LayerGraph, NodeIndex};
 use trefoil_telemetry::Bytes;
 
+use crate::pieces::{Piece, PieceShare};
 use crate::plan::{BucketPlan, DomainMemory, Transfer};
 
 /// Where a device keeps what it needs.
@@ -54,20 +55,74 @@ pub(crate) fn memory(
                 }
             }
         }
+        weights += shared_out(graph, devices, buckets, domain);
         let here = |layer: usize| kv.iter().any(|phase| phase[layer] == domain);
         let pages = graph.kv().iter().enumerate().filter(|(layer, _)| here(*layer));
         let elements: usize = pages.map(|(_, kv)| kv.elements_per_token()).sum();
+        let bounce = if domain == DomainId::HOST { bounced_elements(graph, kv) } else { 0 };
         DomainMemory {
             domain,
             weights: Bytes(weights.ceil() as u64),
-            kv: Bytes::from(elements * kv_bytes_per_element),
+            kv: Bytes::from((elements + bounce) * kv_bytes_per_element),
             activations: Bytes(activations(graph, devices, buckets, domain)),
         }
     };
     domains.into_iter().map(of_domain).collect()
 }
 
-/// Tensors between segments that are made in a domain, of the bucket that needs most.
+/// Bytes of the rows that devices of a domain compute of units that nobody there runs: their shares of
+/// split products.
+fn shared_out(
+    graph: &LayerGraph,
+    devices: &[Residence<'_>],
+    buckets: &[BucketPlan],
+    domain: DomainId,
+) -> f64 {
+    let of_domain = |name: &str| devices.iter().find(|d| d.device == name && d.domain == domain);
+    let mut seen = BTreeSet::new();
+    let mut bytes = 0.0;
+    for bucket in buckets.iter().filter(|bucket| !bucket.splits.is_empty()) {
+        for piece in bucket.pieces(graph) {
+            for share in &piece.shares {
+                let Some(device) = of_domain(&share.device) else { continue };
+                let node = graph.node(piece.segment.nodes[0]);
+                let at_hand = |name: &str| {
+                    let other = of_domain(name);
+                    other.is_some_and(|o| device.copy.is_none() && o.copy.is_none())
+                        || name == device.device
+                };
+                if buckets.iter().any(|bucket| at_hand(&bucket.units[node.unit.0].device)) {
+                    continue; // counted with the unit
+                }
+                let weights = node.op.weights();
+                let Some(matrix) = weights.first() else { continue };
+                let begin =
+                    matrix.bytes().as_ptr() as usize + share.rows.start * matrix.row_bytes();
+                if seen.insert((begin, share.rows.len())) {
+                    let stored = (share.rows.len() * matrix.row_bytes()) as f64;
+                    let own = |each| (share.rows.len() * matrix.cols) as f64 * each;
+                    bytes += device.copy.map_or(stored, own);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Elements per token of the largest layer whose pages move between two domains that are not the
+/// host's: they go by way of its memory, one layer after the other.
+fn bounced_elements(graph: &LayerGraph, kv: &[Vec<DomainId>]) -> usize {
+    let layers = graph.kv().iter().enumerate().filter(|(layer, _)| {
+        let mut homes = kv.iter().map(|phase| phase[*layer]);
+        let first = homes.next();
+        let away = |home| first.is_some_and(|first| first != home && first != DomainId::HOST);
+        homes.any(|home| home != DomainId::HOST && away(home))
+    });
+    layers.map(|(_, shape)| shape.elements_per_token()).max().unwrap_or(0)
+}
+
+/// Tensors between segments that lie in a domain, made there or copied there, of the bucket that needs
+/// most.
 fn activations(
     graph: &LayerGraph,
     devices: &[Residence<'_>],
@@ -77,10 +132,19 @@ fn activations(
     let here =
         |name: &str| devices.iter().any(|device| device.device == name && device.domain == domain);
     let of_bucket = |bucket: &BucketPlan| -> u64 {
-        let segments = bucket.segments();
-        let segments = segments.iter().filter(|segment| here(&segment.device));
-        let outputs = segments.flat_map(|segment| graph.segment(&segment.units).outputs);
-        outputs.map(|node| bucket.bucket.tensor_bytes(graph, node) as u64).sum()
+        let shape = bucket.bucket;
+        let mut made = 0;
+        for piece in bucket.pieces(graph) {
+            if here(&piece.device) {
+                let outputs = piece.segment.outputs.iter();
+                made += outputs.map(|&node| shape.tensor_bytes(graph, node) as u64).sum::<u64>();
+            }
+            let shares = piece.shares.iter().filter(|share| here(&share.device));
+            made += shares.map(|share| share_bytes(graph, bucket, &piece, share)).sum::<u64>();
+        }
+        let copied = bucket.transfers.iter().filter(|transfer| transfer.to == domain);
+        let copied: u64 = copied.map(|transfer| transfer.bytes.0).sum();
+        (made + copied) * bucket.steps_at_once() as u64
     };
     buckets.iter().map(of_bucket).max().unwrap_or(0)
 }
@@ -92,29 +156,51 @@ pub(crate) fn transfers(
     devices: &[Residence<'_>],
     plan: &BucketPlan,
 ) -> Vec<Transfer> {
-    let of = |unit: usize| {
-        let name = &plan.units[unit].device;
+    let named = |name: &str| {
         devices.iter().find(|device| device.device == name).expect("devices were checked")
     };
+    let of = |unit: usize| named(&plan.units[unit].device);
     let mut copies: BTreeSet<(NodeIndex, DomainId)> = BTreeSet::new();
     let mut transfers = Vec::new();
-    for segment in plan.segments() {
-        let to = of(segment.units[0].0);
-        for node in graph.segment(&segment.units).inputs {
-            let maker = graph.node(node);
-            let from = of(maker.unit.0).domain;
-            let there = |domain: &DomainId| *domain == from || copies.contains(&(node, *domain));
-            if to.reads.iter().any(there) {
-                continue;
+    for piece in plan.pieces(graph) {
+        let mut readers: Vec<&Residence<'_>> = vec![named(&piece.device)];
+        if !piece.shares.is_empty() {
+            readers = piece.shares.iter().map(|share| named(&share.device)).collect();
+        }
+        for to in readers {
+            for &node in &piece.segment.inputs {
+                let maker = graph.node(node);
+                let from = of(maker.unit.0).domain;
+                let there =
+                    |domain: &DomainId| *domain == from || copies.contains(&(node, *domain));
+                if to.reads.iter().any(there) {
+                    continue;
+                }
+                copies.insert((node, to.domain));
+                transfers.push(Transfer {
+                    tensor: maker.name.clone(),
+                    from,
+                    to: to.domain,
+                    bytes: Bytes::from(plan.bucket.tensor_bytes(graph, node)),
+                });
             }
-            copies.insert((node, to.domain));
-            transfers.push(Transfer {
-                tensor: maker.name.clone(),
-                from,
-                to: to.domain,
-                bytes: Bytes::from(plan.bucket.tensor_bytes(graph, node)),
-            });
+        }
+        let home = named(&piece.device).domain;
+        for share in &piece.shares {
+            let from = named(&share.device).domain;
+            if from != home {
+                let tensor = graph.node(piece.segment.outputs[0]).name.clone();
+                let bytes = Bytes(share_bytes(graph, plan, &piece, share));
+                transfers.push(Transfer { tensor, from, to: home, bytes });
+            }
         }
     }
     transfers
+}
+
+/// Bytes of a share's result in the largest step.
+fn share_bytes(graph: &LayerGraph, plan: &BucketPlan, piece: &Piece, share: &PieceShare) -> u64 {
+    let shape = graph.node(piece.segment.outputs[0]).shape;
+    let rows = plan.bucket.max_rows(shape.rows);
+    (rows * share.rows.len() * size_of::<f32>()) as u64
 }

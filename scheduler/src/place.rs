@@ -1,6 +1,6 @@
 //! The first placement rule: everything on one device, except what pins say.
 
-use trefoil_devices_api::{Bucket, DomainId};
+use trefoil_devices_api::{Bucket, DomainId, Phase};
 use trefoil_graph::{LayerGraph, UnitId};
 
 use crate::memory::{Residence, memory, transfers};
@@ -57,15 +57,6 @@ pub enum PlaceError {
         /// The most similar name.
         near: Option<String>,
     },
-    /// Attention of a layer on devices that share no memory.
-    #[error(
-        "{unit}: prefill and decode are on devices that share no memory, and its KV pages are not \
-         moved between them; pin {unit} to one device for both"
-    )]
-    KvApart {
-        /// The unit.
-        unit: String,
-    },
     /// No device at all.
     #[error("no device to run on; `trefoil devices` says what is here and why not")]
     NoDevice,
@@ -119,6 +110,7 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
         let mut plan = BucketPlan {
             bucket,
             units: units.collect(),
+            splits: Vec::new(),
             transfers: Vec::new(),
             predicted_seconds: None,
             predicted_joules: None,
@@ -129,48 +121,48 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
     }
     let pins = request.pins.iter().zip(placed);
     let per_element = request.context * request.kv_element_bytes;
-    let kv = vec![kv_domains(request, main, &buckets)?];
+    let kv =
+        [Phase::Prefill, Phase::Decode].map(|phase| kv_domains(request, main, &buckets, phase));
     let memory = memory(request.graph, &residences, &buckets, &kv, per_element);
+    let [first, later] = kv;
+    let kv_decode = (first != later).then_some(later);
     Ok(Plan {
         version: PLAN_VERSION,
         model: request.model.clone(),
         profile: None,
         policy: "single device".to_owned(),
         context: request.context,
-        kv: kv.concat(),
-        kv_decode: None,
+        reasons: reasons(request, &main.name, &buckets, kv_decode.is_some()),
+        kv: first,
+        kv_decode,
         memory,
-        reasons: reasons(request, &main.name, &buckets),
         pins: pins.map(|(pin, placed)| PinReport { pin: pin.clone(), placed }).collect(),
         prediction: None,
         buckets,
     })
 }
 
-/// Domain of each layer's KV pages: where the device of its attention has its data, in every bucket.
+/// Domain of each layer's KV pages in a phase: where the device of its attention has its data.
 fn kv_domains(
     request: &Request<'_>,
     main: &DeviceFacts,
     buckets: &[BucketPlan],
-) -> Result<Vec<DomainId>, PlaceError> {
+    phase: Phase,
+) -> Vec<DomainId> {
     let domain_of = |name: &str| {
         let found = request.devices.iter().find(|device| device.name == name);
         found.map_or(main.domain, |device| device.domain)
     };
-    let mut domains = vec![None; request.graph.kv().len()];
-    for bucket in buckets {
+    let mut domains = vec![main.domain; request.graph.kv().len()];
+    // Buckets of a phase place every unit alike: pins know phases only.
+    for bucket in buckets.iter().filter(|bucket| bucket.bucket.phase == phase) {
         for (index, placed) in bucket.units.iter().enumerate() {
-            let Some(layer) = request.graph.unit_kv_layer(UnitId(index)) else { continue };
-            let domain = domain_of(&placed.device);
-            match domains[layer].replace(domain) {
-                Some(before) if before != domain => {
-                    return Err(PlaceError::KvApart { unit: placed.unit.clone() });
-                }
-                _ => {}
+            if let Some(layer) = request.graph.unit_kv_layer(UnitId(index)) {
+                domains[layer] = domain_of(&placed.device);
             }
         }
     }
-    Ok(domains.into_iter().map(|domain| domain.unwrap_or(main.domain)).collect())
+    domains
 }
 
 pub(crate) fn check_pin(pin: &Pin, graph: &LayerGraph) -> Result<(), PlaceError> {
@@ -184,13 +176,22 @@ pub(crate) fn check_pin(pin: &Pin, graph: &LayerGraph) -> Result<(), PlaceError>
     Err(PlaceError::PinMatchesNothing { pattern: pin.pattern.clone(), near })
 }
 
-fn reasons(request: &Request<'_>, main: &str, buckets: &[BucketPlan]) -> Vec<String> {
+fn reasons(
+    request: &Request<'_>,
+    main: &str,
+    buckets: &[BucketPlan],
+    kv_moves: bool,
+) -> Vec<String> {
     let mut reasons = vec![match request.device {
         Some(_) => format!("{main} was named"),
         None => format!("{main} is the first device that may be used without being named"),
     }];
     if buckets.iter().any(|bucket| bucket.units_per_device().len() > 1) {
         reasons.push("pins put some units elsewhere".to_owned());
+    }
+    if kv_moves {
+        let why = "attention is in other memory in decode: KV pages move after the prompt";
+        reasons.push(why.to_owned());
     }
     reasons
 }

@@ -1,17 +1,21 @@
 //! A plan is a plain value: made by a pure function, printed, stored, compared, forced, replayed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use trefoil_devices_api::{Bucket, DomainId};
+use trefoil_devices_api::{Bucket, DomainId, Phase};
 use trefoil_graph::{LayerGraph, UnitId};
 use trefoil_telemetry::Bytes;
 
+pub use crate::split::{LinearSplit, Share};
 use crate::{Pin, nearest};
 
 /// Version of the plan's JSON form.
 pub const PLAN_VERSION: u32 = 1;
+
+/// Most steps under way at once: more would take memory for devices that few machines have.
+const MOST_AT_ONCE: usize = 3;
 
 /// Longest context believed: that of no known model, and small enough that sizes do not overflow.
 const MOST_CONTEXT: usize = 1 << 24;
@@ -88,6 +92,9 @@ pub struct BucketPlan {
     pub bucket: Bucket,
     /// Every unit, in the order in which they run.
     pub units: Vec<UnitPlacement>,
+    /// Products that are split over devices; the device of their unit gets the whole result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub splits: Vec<LinearSplit>,
     /// Moves between domains.
     pub transfers: Vec<Transfer>,
     /// Predicted seconds of a full step; absent without a profile.
@@ -176,7 +183,7 @@ pub struct DomainMemory {
     /// KV pages at the planned context.
     #[schemars(with = "u64")]
     pub kv: Bytes,
-    /// Tensors between segments.
+    /// Tensors between segments, of all steps that are under way at once.
     #[schemars(with = "u64")]
     pub activations: Bytes,
 }
@@ -207,10 +214,11 @@ pub struct Plan {
     pub context: usize,
     /// Placement per bucket.
     pub buckets: Vec<BucketPlan>,
-    /// Domain of each KV layer.
+    /// Domain of each KV layer; where `kv_decode` is there too: while the prompt is read.
     #[schemars(with = "Vec<u16>")]
     pub kv: Vec<DomainId>,
-    /// Domain of each KV layer in decode, where pages move after the prompt.
+    /// Domain of each KV layer in decode, where pages move after the prompt. Both domains have room
+    /// for all pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<u16>>")]
     pub kv_decode: Option<Vec<DomainId>>,
@@ -265,6 +273,18 @@ pub enum PlanError {
         /// What the plan says.
         got: String,
     },
+    /// A split that cannot be done.
+    #[error("plan: bucket {bucket}: split of {op:?}: expected {expected}, got {got}")]
+    Split {
+        /// Index of the bucket.
+        bucket: usize,
+        /// The op that the plan names.
+        op: String,
+        /// What would be right.
+        expected: String,
+        /// What the plan says.
+        got: String,
+    },
     /// A device that is not here.
     #[error("plan: device {got:?} is not here; here are: {known}{}", did_you_mean(.near))]
     Device {
@@ -285,12 +305,6 @@ pub enum PlanError {
         /// What the plan says.
         got: usize,
     },
-    /// KV pages that move after the prompt.
-    #[error(
-        "plan: its KV pages move to another domain after the prompt, which cannot be run yet; make a \
-         plan without such moves"
-    )]
-    KvMoves,
     /// No buckets for a phase.
     #[error("plan: no bucket for {phase}")]
     Phase {
@@ -328,6 +342,22 @@ impl BucketPlan {
             }
         }
         segments
+    }
+
+    /// Steps of the bucket that are under way at once: while a prompt's chunk is on one device, the
+    /// next may be on another. Each has tensors of its own. 1 where there is nothing to gain.
+    pub fn steps_at_once(&self) -> usize {
+        match self.bucket.phase {
+            Phase::Prefill => self.units_per_device().len().clamp(1, MOST_AT_ONCE),
+            Phase::Decode => 1,
+        }
+    }
+
+    /// Names of all devices that have something to do, ascending.
+    pub fn devices(&self) -> BTreeSet<&str> {
+        let units = self.units.iter().map(|unit| unit.device.as_str());
+        let shares = self.splits.iter().flat_map(|split| &split.shares);
+        units.chain(shares.map(|share| share.device.as_str())).collect()
     }
 
     /// Number of units per device.
@@ -399,7 +429,8 @@ impl Plan {
             }
         }
         self.check_sizes(graph)?;
-        for phase in [trefoil_devices_api::Phase::Prefill, trefoil_devices_api::Phase::Decode] {
+        self.check_splits(graph, devices)?;
+        for phase in [Phase::Prefill, Phase::Decode] {
             if !self.buckets.iter().any(|bucket| bucket.bucket.phase == phase) {
                 return Err(PlanError::Phase { phase: phase.name() });
             }

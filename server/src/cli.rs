@@ -214,6 +214,9 @@ pub(crate) struct RunArgs {
     /// Print one JSON document: text, token ids, statistics
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write what ran where and when, as a trace for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]

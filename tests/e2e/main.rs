@@ -8,6 +8,7 @@ mod cli_gpu;
 mod cli_plan;
 mod cli_signals;
 mod cli_tools;
+mod cli_trace;
 mod clients;
 mod http_chat;
 mod http_fuzz;

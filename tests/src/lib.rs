@@ -1,6 +1,7 @@
 //! End-to-end and cross-crate tests: what they share.
 
 pub mod devices;
+pub mod faulty;
 pub mod golden;
 pub mod made;
 pub mod memory;

@@ -8,7 +8,7 @@ use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::model::{Lowered, ModelError, ModelOptions};
 use trefoil_engine::runner::Outputs;
 use trefoil_graph::{LowerOptions, ModelFile};
-use trefoil_scheduler::{Plan, PlanError};
+use trefoil_scheduler::{LinearSplit, Plan, PlanError, Share};
 use trefoil_tests::golden;
 use trefoil_tests::memory::{Counting, peak_of};
 use trefoil_tests::mutation::{SplitMix64, damaged};
@@ -38,7 +38,13 @@ impl Setting {
         let lowered = Lowered::new(file, LowerOptions::default()).expect("lowers");
         let backends = Backends::detect(BackendOptions::default());
         let options = ModelOptions { device: Some("ref0".to_owned()), ..ModelOptions::default() };
-        let plan = lowered.plan(&backends, &options).expect("places");
+        let mut plan = lowered.plan(&backends, &options).expect("places");
+        // All parts that a plan may have.
+        plan.kv_decode = Some(plan.kv.clone());
+        let share = |rows| Share { device: "ref0".to_owned(), rows };
+        let op = "blk.0.ffn_down".to_owned();
+        let shares = vec![share(40), share(32)];
+        plan.buckets[0].splits = vec![LinearSplit { op, shares }];
         Self { lowered, backends, options, plan }
     }
 

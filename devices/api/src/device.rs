@@ -1,6 +1,7 @@
 //! The trait that a backend implements, and the plain data that crosses it.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -293,12 +294,88 @@ pub enum Work {
         /// Target.
         to: BufferRef,
     },
+    /// Copies pages between buffers of the same layout, each to its own place.
+    CopyPages {
+        /// Source.
+        from: Buffer,
+        /// Target.
+        to: Buffer,
+        /// Bytes of a page.
+        page_bytes: usize,
+        /// Numbers of the pages.
+        runs: Arc<[Range<u32>]>,
+    },
+    /// Copies rows that lie next to each other to columns of a wider tensor.
+    CopyColumns {
+        /// Source: whole rows.
+        from: BufferRef,
+        /// Target.
+        to: Buffer,
+        /// Where the columns are.
+        columns: Columns,
+    },
     /// Nothing: orders fences.
     Barrier,
 }
 
+/// Columns of a tensor, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// Bytes of the columns in one row.
+    pub width: usize,
+    /// Bytes of a row of the tensor.
+    pub row: usize,
+    /// Bytes before the first of the columns.
+    pub offset: usize,
+}
+
+impl Work {
+    /// Source and target, in bytes from their buffers' begin, of each row of a [`Work::CopyColumns`].
+    ///
+    /// # Errors
+    /// Rows that are not whole, or columns that leave their row or the target.
+    pub fn column_ranges(
+        from: &BufferRef,
+        to: &Buffer,
+        columns: Columns,
+    ) -> Result<impl Iterator<Item = [Range<usize>; 2]> + use<>, DeviceError> {
+        let Columns { width, row, offset } = columns;
+        let rows = from.range.len() / width.max(1);
+        let inside = offset.checked_add(width).is_some_and(|end| end <= row);
+        let whole = rows * width == from.range.len();
+        let fits = row.checked_mul(rows).is_some_and(|end| end <= to.len);
+        if !(inside && whole && fits) {
+            return Err(DeviceError::BadRequest {
+                what: "copy of columns".to_owned(),
+                expected: format!("whole rows of {width} bytes within {row} and {} bytes", to.len),
+                got: format!("{} bytes to offset {offset}", from.range.len()),
+            });
+        }
+        let start = from.range.start;
+        Ok((0..rows).map(move |index| {
+            let (source, target) = (start + index * width, index * row + offset);
+            [source..source + width, target..target + width]
+        }))
+    }
+
+    /// Source and target of each run of pages of a [`Work::CopyPages`]; an error where one leaves its
+    /// buffer.
+    pub fn page_views(
+        from: &Buffer,
+        to: &Buffer,
+        page_bytes: usize,
+        runs: &[Range<u32>],
+    ) -> impl Iterator<Item = Result<[BufferRef; 2], DeviceError>> {
+        runs.iter().map(move |run| {
+            let at = |page: u32| (page as usize).saturating_mul(page_bytes);
+            let bytes = at(run.start)..at(run.end);
+            Ok([from.view(bytes.clone())?, to.view(bytes)?])
+        })
+    }
+}
+
 /// A few points, kept without memory of their own.
-pub type Points = smallvec::SmallVec<[Point; 2]>;
+pub type Points = smallvec::SmallVec<[Point; 4]>;
 
 /// Work for a queue. Queues run their submissions in order.
 #[derive(Clone, Debug)]
@@ -324,12 +401,15 @@ pub struct Completion {
     pub id: SubmissionId,
     /// Its label.
     pub label: Arc<str>,
-    /// When it was submitted, in the device's time.
+    /// When it was submitted, by the clock that the device was made with.
     pub queued: Nanos,
-    /// When it began.
+    /// When it began, by the same clock: its waits were reached and the device was free.
     pub start: Nanos,
-    /// When it ended.
+    /// When it ended, by the same clock.
     pub end: Nanos,
+    /// Time that it took by the processor's own clock, without the way there and back; absent where
+    /// it has none, and for work that is not measured by it.
+    pub device_time: Option<Nanos>,
 }
 
 /// Number of completions that were thrown away because nobody drained them.

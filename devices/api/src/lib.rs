@@ -12,8 +12,8 @@ mod queue;
 mod timeline;
 
 pub use device::{
-    AllocRequest, Binding, Bucket, Completion, Device, DeviceInfo, DeviceKind, Dropped, Job,
-    KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs, Sample,
+    AllocRequest, Binding, Bucket, Columns, Completion, Device, DeviceInfo, DeviceKind, Dropped,
+    Job, KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs, Sample,
     Submission, SubmissionId, Support, Work, check_segment,
 };
 pub use error::{CompileError, DeviceError, Failure, LostReason, Recovery};

@@ -23,8 +23,9 @@ const DEPTH: usize = 4096;
 /// What a backend does with work whose waits are reached. Called on the queue's own thread, one
 /// piece after the other; returns when the work is done.
 pub trait Worker: Send {
-    /// Does one piece of work.
-    fn run(&mut self, work: Work) -> Result<(), DeviceError>;
+    /// Does one piece of work. Returns the time that it took by the processor's own clock, if it was
+    /// measured.
+    fn run(&mut self, work: Work) -> Result<Option<Nanos>, DeviceError>;
 }
 
 struct Entry {
@@ -178,9 +179,10 @@ fn work_off(shared: &Shared, receiver: &Receiver<Entry>, mut worker: impl Worker
         let end = shared.clock.now();
         shared.busy.fetch_add(end.since(start).0, Ordering::Relaxed);
         // Recorded before it is signalled: who waited finds the record.
-        shared.record(Completion { id, label: label.clone(), queued, start, end });
+        let device_time = result.as_ref().ok().copied().flatten();
+        shared.record(Completion { id, label: label.clone(), queued, start, end, device_time });
         match result {
-            Ok(()) => signals.iter().for_each(|point| point.timeline.signal(point.value)),
+            Ok(_) => signals.iter().for_each(|point| point.timeline.signal(point.value)),
             Err(error) => {
                 let device = shared.name.clone();
                 let label = label.to_string();
@@ -196,7 +198,7 @@ fn work_off(shared: &Shared, receiver: &Receiver<Entry>, mut worker: impl Worker
 }
 
 /// Turns a panic of a kernel into a lost device.
-fn contained(work: impl FnOnce() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+fn contained<T>(work: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or(Err(DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 }))
 }

@@ -1,9 +1,11 @@
 //! Fences between queues of any devices, written once for all backends.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use trefoil_telemetry::Nanos;
 
 use crate::Failure;
 
@@ -11,10 +13,15 @@ use crate::Failure;
 struct State {
     value: u64,
     failure: Option<Arc<Failure>>,
+    /// Values that were signalled with a time, the newest last.
+    times: VecDeque<(u64, Nanos)>,
 }
 
+/// Values whose times are remembered.
+const TIMES: usize = 1024;
+
 /// A counter that only grows. Work signals a value when it is done, other work waits for it; a
-/// failure is final and wakes every waiter.
+/// failure is final and wakes every waiter: no value is reached after it.
 #[derive(Debug, Default)]
 pub struct Timeline {
     state: Mutex<State>,
@@ -31,13 +38,36 @@ pub struct Point {
 }
 
 impl Timeline {
-    /// Raises the value to `value`; a lower one changes nothing.
+    /// Raises the value to `value`; a lower one changes nothing, nor does any after a failure: what
+    /// follows failed work on a queue must not look as if the failed work had been done.
     pub fn signal(&self, value: u64) {
+        self.raise(value, None);
+    }
+
+    /// As [`Timeline::signal`], for devices whose time is not the machine's: says when it happened.
+    pub fn signal_at(&self, value: u64, time: Nanos) {
+        self.raise(value, Some(time));
+    }
+
+    fn raise(&self, value: u64, time: Option<Nanos>) {
         let mut state = self.state.lock();
-        if value > state.value {
+        if value > state.value && state.failure.is_none() {
             state.value = value;
+            if let Some(time) = time {
+                if state.times.len() == TIMES {
+                    state.times.pop_front();
+                }
+                state.times.push_back((value, time));
+            }
             self.changed.notify_all();
         }
+    }
+
+    /// When the value was reached, as [`Timeline::signal_at`] said; `None` if nobody did.
+    pub fn time_of(&self, value: u64) -> Option<Nanos> {
+        let state = self.state.lock();
+        let known = state.times.iter().find(|(reached, _)| *reached >= value);
+        known.map(|&(_, time)| time)
     }
 
     /// Marks the timeline as failed; the first cause stays.
@@ -125,5 +155,17 @@ mod tests {
         timeline.fail(failure("second"));
         assert!(timeline.wait(3).is_ok());
         assert_eq!(timeline.wait(4).expect_err("failed").label, "first");
+        timeline.signal(5);
+        assert_eq!(timeline.wait(4).expect_err("failed for good").label, "first");
+    }
+
+    #[test]
+    fn times_are_those_of_the_first_signal_that_reached_the_value() {
+        let timeline = Timeline::default();
+        timeline.signal_at(2, Nanos(20));
+        timeline.signal_at(3, Nanos(30));
+        timeline.signal(4);
+        let times = [1, 2, 3, 4].map(|value| timeline.time_of(value));
+        assert_eq!(times, [Some(Nanos(20)), Some(Nanos(20)), Some(Nanos(30)), None]);
     }
 }

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use trefoil_devices_api::{AlignedBytes, BufferRef, DeviceError, Program, RunArgs, Work, Worker};
 use trefoil_graph::StepInputs;
 use trefoil_kernels::host::{HostKernels, HostScratch, KvBytes, KvLayout, Tensors};
+use trefoil_telemetry::Nanos;
 
 use crate::device::HostSegment;
 
@@ -15,8 +16,9 @@ pub(crate) struct HostWorker {
 }
 
 impl Worker for HostWorker {
-    fn run(&mut self, work: Work) -> Result<(), DeviceError> {
-        run(work, self.kernels.as_mut(), &mut self.scratch)
+    fn run(&mut self, work: Work) -> Result<Option<Nanos>, DeviceError> {
+        // The processor's clock is the host's: the queue measures.
+        run(work, self.kernels.as_mut(), &mut self.scratch).map(|()| None)
     }
 }
 
@@ -27,20 +29,32 @@ fn run(
 ) -> Result<(), DeviceError> {
     match work {
         Work::Barrier => Ok(()),
-        Work::Copy { from, to } => {
-            let source = from.buffer.read()?;
-            let mut target = to.buffer.write()?;
-            let (from, to) = (&source[from.range], &mut target[to.range]);
-            if from.len() != to.len() {
-                return Err(bad("copy", format!("{} bytes", from.len()), to.len()));
-            }
-            to.copy_from_slice(from);
+        Work::Copy { from, to } => copy(from, to),
+        Work::CopyColumns { from, to, columns } => {
+            let ranges = Work::column_ranges(&from, &to, columns)?;
+            let (source, mut target) = (from.buffer.read()?, to.write()?);
+            ranges.for_each(|[from, to]| target[to].copy_from_slice(&source[from]));
             Ok(())
+        }
+        Work::CopyPages { from, to, page_bytes, runs } => {
+            let mut views = Work::page_views(&from, &to, page_bytes, &runs);
+            views.try_for_each(|views| views.and_then(|[from, to]| copy(from, to)))
         }
         Work::Run { program, args, step } => {
             run_program(program.as_ref(), &args, &step, kernels, scratch)
         }
     }
+}
+
+fn copy(from: BufferRef, to: BufferRef) -> Result<(), DeviceError> {
+    let source = from.buffer.read()?;
+    let mut target = to.buffer.write()?;
+    let (from, to) = (&source[from.range], &mut target[to.range]);
+    if from.len() != to.len() {
+        return Err(bad("copy", format!("{} bytes", from.len()), to.len()));
+    }
+    to.copy_from_slice(from);
+    Ok(())
 }
 
 fn bad(what: &str, expected: impl ToString, got: impl ToString) -> DeviceError {

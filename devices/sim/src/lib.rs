@@ -1,5 +1,7 @@
 //! Simulated devices: declared costs and a virtual clock. They compute nothing (outputs stay as they
-//! are) and take no time; work ends when its device's clock says so.
+//! are) and take no time. Work begins in simulated time when the last of what it waits for was reached
+//! and the device has done what it was given before, so that devices work side by side wherever fences
+//! let them; the clock shows the end of the latest work. Time that passes on the host is not simulated.
 //!
 //! Used by tests of plans and schedulers, only when named.
 
@@ -116,6 +118,11 @@ impl SimDevice {
         let (flops, bytes) = match work {
             Work::Barrier => (0.0, 0.0),
             Work::Copy { from, .. } => (0.0, 2.0 * from.range.len() as f64),
+            Work::CopyColumns { from, .. } => (0.0, 2.0 * from.range.len() as f64),
+            Work::CopyPages { page_bytes, runs, .. } => {
+                let pages: usize = runs.iter().map(|run| run.len()).sum();
+                (0.0, 2.0 * (pages * page_bytes) as f64)
+            }
             Work::Run { program, step, .. } => {
                 let Some(program) = program.as_any().downcast_ref::<SimProgram>() else {
                     return self.spec.launch;
@@ -128,9 +135,9 @@ impl SimDevice {
                     sequences: step.count(Rows::Sequences) as u64,
                     kv_element_bytes: 2.0,
                 };
-                let units = program.segment.units.iter();
+                let nodes = program.segment.nodes.iter();
                 let cost: trefoil_graph::ops::OpCost =
-                    units.map(|&unit| program.graph.unit_cost(unit, &shape)).sum();
+                    nodes.map(|&node| program.graph.node_cost(node, &shape)).sum();
                 (cost.flops(), cost.bytes())
             }
         };
@@ -179,7 +186,7 @@ impl Device for SimDevice {
         let bytes = |node| Bytes::from(bucket.tensor_bytes(graph, node));
         let inputs = segment.inputs.iter().map(|&n| (Role::Input(n), bytes(n)));
         let outputs = segment.outputs.iter().map(|&n| (Role::Output(n), bytes(n)));
-        let kv = segment.units.iter().filter_map(|&unit| graph.unit_kv_layer(unit));
+        let kv = segment.nodes.iter().filter_map(|&node| graph.kv_layer(node));
         let kv = kv.map(|layer| (Role::Kv(layer), Bytes(0)));
         let bindings = inputs
             .chain(outputs)
@@ -231,14 +238,16 @@ impl Device for SimDevice {
             work.signals.iter().for_each(|point| point.timeline.fail(failure.clone()));
             return Ok(id);
         }
-        let queued = self.clock.now();
-        let start = queued.max(state.free_at);
+        let reached = work.waits.iter().filter_map(|point| point.timeline.time_of(point.value));
+        let start = reached.max().unwrap_or_default().max(state.free_at);
+        let queued = self.clock.now().min(start);
         let end = Nanos(start.0 + span.0);
         state.free_at = end;
         state.busy = Nanos(state.busy.0 + span.0);
-        state.completions.push(Completion { id, label: work.label, queued, start, end });
+        let (label, device_time) = (work.label, Some(span));
+        state.completions.push(Completion { id, label, queued, start, end, device_time });
         self.clock.advance_to(end);
-        work.signals.iter().for_each(|point| point.timeline.signal(point.value));
+        work.signals.iter().for_each(|point| point.timeline.signal_at(point.value, end));
         Ok(id)
     }
 

@@ -16,6 +16,8 @@ pub(crate) struct Context {
     pub(crate) raw: ash::Device,
     pub(crate) adapter: Adapter,
     pub(crate) family: u32,
+    /// Bits of the queue's time stamps; 0 if it has no clock.
+    pub(crate) timestamp_bits: u32,
     pub(crate) memory: vk::PhysicalDeviceMemoryProperties,
     pub(crate) host_import: Option<ash::ext::external_memory_host::Device>,
     /// Where what the device allocates is counted.
@@ -52,6 +54,7 @@ impl Context {
             expected: "a queue that computes".to_owned(),
             got: "none".to_owned(),
         })? as u32;
+        let timestamp_bits = families[family as usize].timestamp_valid_bits;
         let priorities = [1.0];
         let queues = [vk::DeviceQueueCreateInfo::default()
             .queue_family_index(family)
@@ -128,7 +131,18 @@ impl Context {
             .map(|_| ash::ext::external_memory_host::Device::new(instance, &raw));
         let queue = Mutex::new(queue);
         let lost = AtomicBool::new(false);
-        Ok(Arc::new(Self { raw, adapter, family, memory, host_import, domain, queue, lost, fault }))
+        Ok(Arc::new(Self {
+            raw,
+            adapter,
+            family,
+            timestamp_bits,
+            memory,
+            host_import,
+            domain,
+            queue,
+            lost,
+            fault,
+        }))
     }
 
     /// Functions that tell what the driver made of a kernel, if somebody wants to know.

@@ -6,7 +6,7 @@
 //! the mapped file's own pages and tensors lie in host memory; a card of its own gets copies.
 //!
 //! `unsafe` is confined to the modules that call the driver: `instance`, `adapter`, `context`,
-//! `memory`, `pipelines`, `profile`, `recording`, `transfer`, `weights`.
+//! `memory`, `pipelines`, `profile`, `recording`, `stopwatch`, `transfer`, `weights`.
 
 mod adapter;
 mod context;
@@ -17,6 +17,7 @@ mod pipelines;
 mod profile;
 mod program;
 mod recording;
+mod stopwatch;
 mod transfer;
 mod weights;
 mod worker;

@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::memory::Allocation;
 use crate::pipelines::{PUSH_BYTES, Pipelines};
 use crate::profile::Profile;
+use crate::stopwatch::Stopwatch;
 use crate::transfer::Commands;
 
 /// What a recording is good for.
@@ -36,6 +37,8 @@ pub(crate) struct Recording {
     pub(crate) commands: Commands,
     /// Times of the dispatches, if somebody wants to know.
     pub(crate) profile: Option<Profile>,
+    /// Time of all of them together, where the device measures it.
+    pub(crate) stopwatch: Option<Stopwatch>,
     /// Dispatches and barriers in it.
     pub(crate) size: (usize, usize),
     /// Memory that the commands reach by address.
@@ -109,7 +112,7 @@ pub(crate) fn record(
     context: &Context,
     pipelines: &Pipelines,
     commands: &Commands,
-    profile: Option<&Profile>,
+    (profile, stopwatch): (Option<&Profile>, Option<&Stopwatch>),
     dispatches: &[Dispatch],
     address: &impl Fn(Place) -> Result<u64, DeviceError>,
 ) -> Result<usize, DeviceError> {
@@ -135,6 +138,9 @@ pub(crate) fn record(
         if let Some(profile) = profile {
             profile.begin(device, buffer);
         }
+        if let Some(stopwatch) = stopwatch {
+            stopwatch.begin(device, buffer);
+        }
         for (index, (dispatch, (pipeline, push))) in dispatches.iter().zip(&ready).enumerate() {
             if hazards.conflict(dispatch) {
                 barrier(device, buffer);
@@ -157,6 +163,9 @@ pub(crate) fn record(
             if let Some(profile) = profile {
                 profile.mark(device, buffer, index);
             }
+        }
+        if let Some(stopwatch) = stopwatch {
+            stopwatch.end(device, buffer);
         }
         finish(device, buffer);
     })?;

@@ -145,7 +145,7 @@ impl Transfers {
             for (i, piece) in bytes.chunks(STAGE as usize).enumerate() {
                 stage.up.write(0, piece);
                 let at = offset + i as u64 * STAGE;
-                copy(&stage.commands, (&stage.up, 0), (to, at), piece.len() as u64)?;
+                copy(&stage.commands, &stage.up, to, &[(0, at, piece.len() as u64)])?;
             }
             Ok(())
         })
@@ -165,7 +165,7 @@ impl Transfers {
         self.staged(|stage| {
             for (i, piece) in bytes.chunks_mut(STAGE as usize).enumerate() {
                 let at = offset + i as u64 * STAGE;
-                copy(&stage.commands, (from, at), (&stage.down, 0), piece.len() as u64)?;
+                copy(&stage.commands, from, &stage.down, &[(at, 0, piece.len() as u64)])?;
                 stage.down.read(0, piece);
             }
             Ok(())
@@ -191,21 +191,37 @@ impl Transfers {
         to: (&Allocation, u64),
         len: u64,
     ) -> Result<(), DeviceError> {
-        self.staged(|stage| copy(&stage.commands, from, to, len))
+        self.regions(from.0, to.0, &[(from.1, to.1, len)])
+    }
+
+    /// Copies regions within the device: begin in the source, begin in the target, bytes.
+    pub(crate) fn regions(
+        &self,
+        from: &Allocation,
+        to: &Allocation,
+        regions: &[(u64, u64, u64)],
+    ) -> Result<(), DeviceError> {
+        self.staged(|stage| copy(&stage.commands, from, to, regions))
     }
 }
 
 fn copy(
     commands: &Commands,
-    (from, from_at): (&Allocation, u64),
-    (to, to_at): (&Allocation, u64),
-    len: u64,
+    from: &Allocation,
+    to: &Allocation,
+    regions: &[(u64, u64, u64)],
 ) -> Result<(), DeviceError> {
-    assert!(from_at + len <= from.len && to_at + len <= to.len, "copy inside");
+    let region = |&(from_at, to_at, len): &(u64, u64, u64)| {
+        assert!(from_at + len <= from.len && to_at + len <= to.len, "copy inside");
+        vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)
+    };
+    let regions: Vec<vk::BufferCopy> = regions.iter().map(region).collect();
+    if regions.is_empty() {
+        return Ok(()); // which Vulkan does not take
+    }
     commands.record(true, |device, buffer| {
-        let region = [vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)];
-        // SAFETY: recording is under way; both ranges are inside their buffers (checked above).
-        unsafe { device.cmd_copy_buffer(buffer, from.buffer, to.buffer, &region) };
+        // SAFETY: recording is under way; all ranges are inside their buffers (checked above).
+        unsafe { device.cmd_copy_buffer(buffer, from.buffer, to.buffer, &regions) };
         written(device, buffer);
     })?;
     commands.run()

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use trefoil_devices_api::{
-    Backing, Buffer, BufferId, BufferRef, DeviceError, MemoryManager, RunArgs, Work, Worker,
+    Backing, Buffer, BufferId, BufferRef, Columns, DeviceError, MemoryManager, RunArgs, Work,
+    Worker,
 };
 use trefoil_graph::StepInputs;
 use trefoil_kernels_vulkan::{Counts, Place, SPLIT, StepField};
-use trefoil_telemetry::Bytes;
+use trefoil_telemetry::{Bytes, Nanos};
 
 use crate::context::Context;
 use crate::memory::{Allocation, Kind};
@@ -16,6 +17,7 @@ use crate::pipelines::Pipelines;
 use crate::profile::Profile;
 use crate::program::{RECORDINGS, VulkanSegment};
 use crate::recording::{Recording, RecordingKey, record};
+use crate::stopwatch::Stopwatch;
 use crate::transfer::{Commands, Transfers};
 
 /// Boundary between parts of a shared buffer.
@@ -67,11 +69,21 @@ pub(crate) struct WorkerState {
 }
 
 impl Worker for VulkanWorker {
-    fn run(&mut self, work: Work) -> Result<(), DeviceError> {
+    fn run(&mut self, work: Work) -> Result<Option<Nanos>, DeviceError> {
         self.context.check()?;
         match work {
-            Work::Barrier => Ok(()),
-            Work::Copy { from, to } => self.copy(&from, &to),
+            Work::Barrier => Ok(None),
+            Work::Copy { from, to } => self.copy(&from, &to).map(|()| None),
+            Work::CopyColumns { from, to, columns } => {
+                self.copy_columns(&from, &to, columns).map(|()| None)
+            }
+            Work::CopyPages { from, to, page_bytes, runs } => {
+                for views in Work::page_views(&from, &to, page_bytes, &runs) {
+                    let [from, to] = views?;
+                    self.copy(&from, &to)?;
+                }
+                Ok(None)
+            }
             Work::Run { program, args, step } => {
                 let segment: &VulkanSegment = program
                     .as_any()
@@ -147,7 +159,7 @@ impl VulkanWorker {
         segment: &VulkanSegment,
         args: &Arc<RunArgs>,
         step: &StepInputs,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Option<Nanos>, DeviceError> {
         step.check().map_err(|problem| bad("step", "consistent rows", problem))?;
         if args.buffers.len() != segment.bindings.len() {
             return Err(bad("arguments", segment.bindings.len(), args.buffers.len()));
@@ -185,7 +197,7 @@ impl VulkanWorker {
         if let Some(profile) = &recording.profile {
             profile.log(&format!("{} rows", recording.key.counts.tokens));
         }
-        Ok(())
+        Ok(recording.stopwatch.as_ref().and_then(Stopwatch::took))
     }
 
     /// Places in scratch memory for a step of these sizes; makes it larger if it must be.
@@ -270,17 +282,18 @@ impl VulkanWorker {
         let dispatches = segment.kernels.dispatches(&key.counts);
         let commands = Commands::new(&self.context)?;
         let profile = Profile::wanted(&self.context, &dispatches)?;
+        let stopwatch = Stopwatch::new(&self.context)?;
         let barriers = record(
             &self.context,
             &self.pipelines,
             &commands,
-            profile.as_ref(),
+            (profile.as_ref(), stopwatch.as_ref()),
             &dispatches,
             &address,
         )?;
         let size = (dispatches.len(), barriers);
         tracing::debug!(dispatches = size.0, barriers, counts = ?key.counts, "recorded");
-        Ok(Recording { key, commands, profile, size, _kept: kept })
+        Ok(Recording { key, commands, profile, stopwatch, size, _kept: kept })
     }
 
     /// The device's view of a buffer: its own memory, or host memory that is imported.
@@ -312,6 +325,32 @@ impl VulkanWorker {
         let import = Arc::new(import.holding(buffer.clone()));
         imports.insert(buffer.id, Arc::downgrade(&import));
         Ok(import)
+    }
+
+    /// Copies rows to columns, both in memory of the host or both in the device's.
+    fn copy_columns(
+        &mut self,
+        from: &BufferRef,
+        to: &Buffer,
+        columns: Columns,
+    ) -> Result<(), DeviceError> {
+        let ranges = Work::column_ranges(from, to, columns)?;
+        match (from.buffer.backing(), to.backing()) {
+            (Backing::Host(_), Backing::Host(_)) => {
+                let (source, mut target) = (from.buffer.read()?, to.write()?);
+                ranges.for_each(|[from, to]| target[to].copy_from_slice(&source[from]));
+                Ok(())
+            }
+            (Backing::Device(_), Backing::Device(_)) => {
+                let source = self.allocation(&from.buffer)?;
+                let target = self.allocation(to)?;
+                let regions: Vec<_> = ranges
+                    .map(|[from, to]| (from.start as u64, to.start as u64, from.len() as u64))
+                    .collect();
+                self.transfers.regions(&source, &target, &regions)
+            }
+            _ => Err(bad("copy of columns", "two buffers of one domain", "two domains")),
+        }
     }
 
     fn copy(&mut self, from: &BufferRef, to: &BufferRef) -> Result<(), DeviceError> {

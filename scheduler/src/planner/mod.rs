@@ -339,6 +339,7 @@ fn describe(
             let mut plan = BucketPlan {
                 bucket,
                 units: units.collect(),
+                splits: Vec::new(),
                 transfers: Vec::new(),
                 predicted_seconds: Some(step.seconds),
                 predicted_joules: Some(step.joules),

@@ -46,7 +46,7 @@ pub(crate) fn restrict(mut found: Backends, args: &PlacementArgs) -> Backends {
 pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> BackendOptions {
     let pinned = options.pins.iter().map(|pin| pin.device.clone());
     let planned = options.plan.iter().flat_map(|plan| &plan.buckets);
-    let planned = planned.flat_map(|bucket| bucket.units.iter().map(|unit| unit.device.clone()));
+    let planned = planned.flat_map(|bucket| bucket.devices()).map(str::to_owned);
     let mut named: Vec<String> =
         options.device.iter().cloned().chain(pinned).chain(planned).collect();
     named.sort_unstable();

@@ -1,12 +1,16 @@
 //! `trefoil run`.
 
-use std::io::{IsTerminal, Read, Write};
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::path::Path;
 
 use serde_json::json;
 use trefoil_devices_api::Phase;
 use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
 use trefoil_engine::loaded::Loaded;
 use trefoil_engine::text::sampling::SamplingParams;
+use trefoil_engine::trace::chrome_trace;
+use trefoil_engine::usage::Usage;
 
 use super::{chat, common};
 use crate::cli::{ChatArgs, Global, RunArgs, SamplingArgs};
@@ -112,10 +116,23 @@ pub(crate) fn stream(
     Ok((ids, text, summary))
 }
 
+fn trace_failure(path: &Path, error: &std::io::Error) -> Failure {
+    let error = format!("{}: cannot write the trace: {error}", path.display());
+    Failure::new(Status::Failed, error)
+}
+
+fn create_trace(path: &Path) -> Result<File, Failure> {
+    File::create(path).map_err(|error| trace_failure(path, &error))
+}
+
 pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None if std::io::stdin().is_terminal() => {
+            if args.trace.is_some() {
+                let error = "--trace: expected a prompt; a chat has no trace";
+                return Err(Failure::new(Status::Usage, error));
+            }
             return chat::run(
                 &ChatArgs {
                     model: args.model,
@@ -151,7 +168,16 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     crate::signals::cancel_on_signal(&cancel);
     let mut stdout = std::io::stdout();
     let out: Option<&mut dyn Write> = if args.json { None } else { Some(&mut stdout) };
+    // A path that cannot be written is said before the work, not after it.
+    let trace = args.trace.as_deref().map(create_trace).transpose()?;
+    let recorded = args.trace.is_some() || global.verbose > 0;
+    model.runner.executor.record(recorded);
     let (ids, text, summary) = stream(&mut model, &request, &cancel, out)?;
+    let (records, dropped) = model.runner.executor.take_records();
+    if let (Some(file), Some(path)) = (trace, &args.trace) {
+        let trace = chrome_trace(&records, &model.plan);
+        trace.write(BufWriter::new(file)).map_err(|error| trace_failure(path, &error))?;
+    }
     if args.json {
         let document = json!({
             "text": text,
@@ -177,6 +203,12 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     }
     if !global.quiet && !args.json {
         eprintln!("{}", statistics(&model, &summary));
+    }
+    if recorded && !global.quiet {
+        eprintln!("{}", Usage::of(&records, &model.plan));
+        if dropped > 0 {
+            eprintln!("the first {dropped} steps are left out: too many to keep");
+        }
     }
     if summary.finish == Finish::Cancelled
         && let Some(code) = crate::signals::caught()

@@ -1,0 +1,182 @@
+//! Feeds sequences to an executor: chunks, page growth, wanted rows.
+
+mod error;
+mod sequence;
+mod steps;
+
+use trefoil_devices_api::Phase;
+use trefoil_graph::Hyper;
+
+use crate::executor::Executor;
+pub use error::RunError;
+pub use sequence::Sequence;
+use steps::{Batch, Cut, Feed, Pages};
+
+/// Rows whose output is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: only the KV cache is filled.
+    None,
+    /// The last one.
+    Last,
+    /// All of them.
+    All,
+    /// From this one on.
+    From(usize),
+}
+
+/// An executor with what it needs to know of its model.
+#[derive(Debug)]
+pub struct Runner {
+    /// The plan at work.
+    pub executor: Executor,
+    causal: bool,
+    original_context: Option<usize>,
+    vocabulary: usize,
+    chunk: usize,
+    context: usize,
+}
+
+impl Runner {
+    /// A runner for sequences of up to `context` tokens that reads prompts in chunks of at most
+    /// `chunk`.
+    pub fn new(
+        executor: Executor,
+        hyper: &Hyper,
+        vocabulary: usize,
+        chunk: usize,
+        context: usize,
+    ) -> Self {
+        let chunk = chunk.clamp(1, executor.max_tokens(Phase::Prefill).max(1));
+        Self {
+            executor,
+            causal: hyper.causal,
+            original_context: hyper.original_context,
+            vocabulary,
+            chunk,
+            context,
+        }
+    }
+
+    /// Tokens of one prompt chunk.
+    pub fn chunk(&self) -> usize {
+        self.chunk
+    }
+
+    /// Begins a sequence that may grow to `capacity` tokens. The capacity decides which rope table a
+    /// model with two of them uses, for the sequence's whole life.
+    pub fn begin(&self, capacity: usize) -> Sequence {
+        let long_rope = self.original_context.is_some_and(|original| capacity > original);
+        Sequence::new(capacity, long_rope)
+    }
+
+    /// Ends a sequence: its pages are free again.
+    pub fn end(&mut self, mut sequence: Sequence) {
+        self.executor.kv.release(&mut sequence.pages);
+    }
+
+    /// Takes a sequence back to its first `len` tokens, keeping its pages: what comes next is as if
+    /// the others had never been. Does nothing if it has no more.
+    pub fn rewind(&self, sequence: &mut Sequence, len: usize) {
+        sequence.past = sequence.past.min(len);
+    }
+
+    /// Tokens that a sequence can hold at most.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Takes all pages back, from sequences that were lost by a panic.
+    pub fn release_all(&mut self) {
+        self.executor.kv.release_all();
+    }
+
+    /// Feeds `tokens` and calls `each` with the index and output of each wanted row, in order.
+    pub fn feed(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        outputs: Outputs,
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        self.feed_while(sequence, tokens, outputs, || true, each)
+    }
+
+    /// As [`Runner::feed`], but stops before the next step when `go_on` says no. Where the plan has
+    /// several steps at once under way, those are done first.
+    pub fn feed_while(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        outputs: Outputs,
+        go_on: impl Fn() -> bool,
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        self.check(sequence, tokens)?;
+        let first_wanted = match outputs {
+            Outputs::None => tokens.len(),
+            Outputs::Last => tokens.len().saturating_sub(1),
+            Outputs::All => 0,
+            Outputs::From(row) => row,
+        };
+        // An encoder reads a whole text in one step.
+        let chunk = if self.causal { self.chunk } else { tokens.len() };
+        let outputs_most =
+            if self.causal { self.executor.max_outputs(Phase::Prefill) } else { tokens.len() };
+        let decode_follows = outputs == Outputs::Last;
+        let cut = Cut { chunk, outputs: outputs_most, first_wanted, decode_follows };
+        let pages = Pages::of(&self.executor);
+        let mut feed = Feed::new(sequence, tokens, cut, pages, go_on, each);
+        self.executor.run(&mut feed)?;
+        if feed.cancelled { Err(RunError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Decodes one token of each sequence in one step, `tokens[i]` for `sequences[i]`, and calls
+    /// `each` with `i` and the output of its row. At most [`Runner::decode_batch`] sequences.
+    ///
+    /// # Errors
+    /// Those of [`Runner::feed`]; no sequence is longer then.
+    pub fn decode(
+        &mut self,
+        sequences: &mut [&mut Sequence],
+        tokens: &[u32],
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        if sequences.len() != tokens.len() {
+            let (sequences, tokens) = (sequences.len(), tokens.len());
+            return Err(RunError::UnpairedTokens { sequences, tokens });
+        }
+        for (sequence, token) in sequences.iter_mut().zip(tokens.chunks_exact(1)) {
+            self.check(sequence, token)?;
+        }
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        let pages = Pages::of(&self.executor);
+        Ok(self.executor.run(&mut Batch::new(sequences, tokens, pages, each))?)
+    }
+
+    /// Sequences that one decode step can carry.
+    pub fn decode_batch(&self) -> usize {
+        self.executor.max_tokens(Phase::Decode)
+    }
+
+    fn check(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<(), RunError> {
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.vocabulary) {
+            return Err(RunError::NoSuchToken { token, vocabulary: self.vocabulary });
+        }
+        let wanted = sequence.past + tokens.len();
+        if wanted > sequence.capacity {
+            return Err(RunError::ContextFull { capacity: sequence.capacity, wanted });
+        }
+        let most = self.executor.max_tokens(Phase::Prefill);
+        if !self.causal && tokens.len() > most {
+            return Err(RunError::TooLongForEncoder { most, got: tokens.len() });
+        }
+        if !self.executor.kv.grow(&mut sequence.pages, wanted) {
+            let (free, total) = (self.executor.kv.free_pages(), self.executor.kv.total_pages());
+            return Err(RunError::NoPages { free, total });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! What records of steps say in a few numbers: how busy devices were, and how right the plan was.
+
+use std::collections::BTreeMap;
+
+use trefoil_devices_api::Phase;
+use trefoil_scheduler::Plan;
+use trefoil_telemetry::Nanos;
+
+use crate::records::StepRecord;
+
+/// How long the steps of a phase took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// Steps measured: full ones (as many rows as the bucket takes) where there are any, else all.
+    pub steps: usize,
+    /// Rows of those steps, on average.
+    pub rows: f64,
+    /// Seconds of such a step, on average, from its first work's begin to its result.
+    pub seconds: f64,
+    /// Rows of a full step.
+    pub full_rows: usize,
+    /// Predicted seconds of a full step; absent where the plan was made without a profile.
+    pub predicted_seconds: Option<f64>,
+}
+
+/// What records of steps say in a few numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Share of the time from the first step's begin to the last one's end in which each device was at
+    /// work, by name; 0 to 1.
+    pub busy: Vec<(String, f64)>,
+    /// Phases that had steps.
+    pub phases: Vec<PhaseTime>,
+}
+
+impl Usage {
+    /// Of `records`, made by `plan`.
+    pub fn of(records: &[StepRecord], plan: &Plan) -> Self {
+        let phases = [Phase::Prefill, Phase::Decode];
+        let phases = phases.into_iter().filter_map(|phase| phase_time(records, plan, phase));
+        Self { busy: busy(records), phases: phases.collect() }
+    }
+}
+
+fn busy(records: &[StepRecord]) -> Vec<(String, f64)> {
+    let start = records.iter().filter_map(StepRecord::start).min().unwrap_or_default();
+    let mut last = Nanos::default();
+    let mut devices: BTreeMap<&str, u64> = BTreeMap::new();
+    for step in records {
+        let segments = step.segments.iter().map(|segment| (&*segment.device, &segment.times));
+        let copies = step.copies.iter().map(|copy| (&*copy.device, &copy.times));
+        for (device, times) in segments.chain(copies) {
+            *devices.entry(device).or_default() += times.took().0;
+            last = last.max(times.end);
+        }
+    }
+    let all = last.since(start);
+    let share = |nanos: u64| if all.0 == 0 { 0.0 } else { nanos as f64 / all.0 as f64 };
+    devices.into_iter().map(|(device, nanos)| (device.to_owned(), share(nanos))).collect()
+}
+
+fn phase_time(records: &[StepRecord], plan: &Plan, phase: Phase) -> Option<PhaseTime> {
+    let of_phase = || records.iter().filter(|step| step.phase == phase);
+    // Of the largest bucket: one figure per phase.
+    let full_rows = of_phase().map(|step| step.bucket.max_tokens).max()?;
+    let is_full = |step: &&StepRecord| step.tokens == full_rows;
+    let full = of_phase().any(|step| is_full(&step));
+    let chosen: Vec<&StepRecord> = of_phase().filter(|step| !full || is_full(step)).collect();
+    let seconds = chosen.iter().filter_map(|step| Some(step.end()?.since(step.start()?).seconds()));
+    let seconds: f64 = seconds.sum();
+    let steps = chosen.len();
+    let rows: usize = chosen.iter().map(|step| step.tokens).sum();
+    let planned = plan
+        .buckets
+        .iter()
+        .find(|bucket| bucket.bucket.phase == phase && bucket.bucket.max_tokens == full_rows);
+    Some(PhaseTime {
+        phase,
+        steps,
+        rows: rows as f64 / steps as f64,
+        seconds: seconds / steps as f64,
+        full_rows,
+        predicted_seconds: planned.and_then(|bucket| bucket.predicted_seconds),
+    })
+}
+
+impl std::fmt::Display for PhaseTime {
+    /// `decode step of 1 row 12.30 ms, predicted 11.80 ms (measured 104 % of it)`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rows, seconds, full_rows, .. } = *self;
+        let plural = |rows: f64| if rows == 1.0 { "row" } else { "rows" };
+        let (phase, word) = (self.phase.name(), plural(rows));
+        write!(f, "{phase} step of {} {word} {:.2} ms", rows.round(), seconds * 1e3)?;
+        match self.predicted_seconds {
+            None => Ok(()),
+            Some(predicted) if rows == full_rows as f64 => {
+                let share = 100.0 * seconds / predicted;
+                write!(f, ", predicted {:.2} ms (measured {share:.0} % of it)", predicted * 1e3)
+            }
+            Some(predicted) => {
+                write!(f, ", predicted {:.2} ms for {full_rows} rows", predicted * 1e3)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Usage {
+    /// `busy cpu0 83 %, gpu0 12 % · prefill step … · decode step …`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let busy = self.busy.iter().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
+        write!(f, "busy {}", busy.collect::<Vec<_>>().join(", "))?;
+        self.phases.iter().try_for_each(|phase| write!(f, " · {phase}"))
+    }
+}
