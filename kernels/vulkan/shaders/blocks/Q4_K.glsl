@@ -28,24 +28,23 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
         w[i] = fma(bytes_of(codes[i]), vec4(factor[upper]), vec4(offset[upper]));
 }
 
-// Integer products: the head, and a quarter's 32 bytes of codes.
-#define RAW_WORDS 12
+// Integer products: the head, and 16 bytes of codes.
+#define RAW_WORDS 8
 
 void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
-    Words4 block = Words4(row + chunk / 4 * BLOCK_BYTES);
-    uvec4 head = block.at[0], codes = block.at[1 + chunk % 4 * 2], more = block.at[2 + chunk % 4 * 2];
+    Words4 block = Words4(row + chunk / 8 * BLOCK_BYTES);
+    uvec4 head = block.at[0], codes = block.at[1 + chunk % 8];
     [[unroll]] for (int i = 0; i < 4; i++) {
         raw[i] = head[i];
         raw[4 + i] = codes[i];
-        raw[8 + i] = more[i];
     }
 }
 
 void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[DOT_FOURS],
                 out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
-    k_dot(raw, chunk % 4, scale, least, f)
-    [[unroll]] for (int i = 0; i < 8; i++) {
+    k_dot(raw, chunk % 8 / 2, scale, least, f)
+    [[unroll]] for (int i = 0; i < 4; i++) {
         q[i] = int(raw[4 + i] & 0x0f0f0f0f);
-        q[8 + i] = int((raw[4 + i] >> 4) & 0x0f0f0f0f);
+        q[4 + i] = int((raw[4 + i] >> 4) & 0x0f0f0f0f);
     }
 }

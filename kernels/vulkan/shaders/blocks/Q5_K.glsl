@@ -35,29 +35,27 @@ void decode_run(uint64_t row, uint run, out vec4 w[RUN / 4]) {
         w[i] = decode_four(codes[i], fifth[i], factor[upper], offset[upper]);
 }
 
-// Integer products: the head, the fifth bits, and a quarter's 32 bytes of codes.
-#define RAW_WORDS 20
+// Integer products: the head, 16 bytes of fifth bits, and 16 of codes.
+#define RAW_WORDS 12
 
 void load_dot(uint64_t row, uint chunk, out uint raw[RAW_WORDS]) {
-    Words4 block = Words4(row + chunk / 4 * BLOCK_BYTES);
-    uint codes = 3 + chunk % 4 * 2;
-    [[unroll]] for (int i = 0; i < 4; i++) raw[i] = block.at[0][i];
-    [[unroll]] for (uint half_ = 0; half_ < 2; half_++) {
-        uvec4 code = block.at[codes + half_], fifth = block.at[1 + half_];
-        [[unroll]] for (int i = 0; i < 4; i++) {
-            raw[4 + half_ * 4 + i] = code[i];
-            raw[12 + half_ * 4 + i] = fifth[i];
-        }
+    Words4 block = Words4(row + chunk / 8 * BLOCK_BYTES);
+    uint within = chunk % 8;
+    uvec4 head = block.at[0], fifth = block.at[1 + within % 2], codes = block.at[3 + within];
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        raw[i] = head[i];
+        raw[4 + i] = codes[i];
+        raw[8 + i] = fifth[i];
     }
 }
 
 void decode_dot(uint raw[RAW_WORDS], uint64_t row, uint chunk, out int q[DOT_FOURS],
                 out int scale[DOT_SPANS], out int least[DOT_SPANS], out vec2 f) {
-    uint quarter = chunk % 4;
+    uint quarter = chunk % 8 / 2;
     k_dot(raw, quarter, scale, least, f)
-    [[unroll]] for (int i = 0; i < 8; i++) {
-        uint codes = raw[4 + i], fifth = raw[12 + i] >> (2 * quarter);
+    [[unroll]] for (int i = 0; i < 4; i++) {
+        uint codes = raw[4 + i], fifth = raw[8 + i] >> (2 * quarter);
         q[i] = int((codes & 0x0f0f0f0f) | ((fifth & 0x01010101) << 4));
-        q[8 + i] = int(((codes >> 4) & 0x0f0f0f0f) | (((fifth >> 1) & 0x01010101) << 4));
+        q[4 + i] = int(((codes >> 4) & 0x0f0f0f0f) | (((fifth >> 1) & 0x01010101) << 4));
     }
 }

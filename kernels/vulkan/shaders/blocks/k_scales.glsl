@@ -29,10 +29,10 @@ void k_scales(uvec4 head, uint quarter, out vec2 factor, out vec2 offset) {
     offset = -d.y * bytes_of(least).xy;
 }
 
-// Integer products: a chunk is a quarter of a block, whose two sub-blocks have a scale and a minimum each.
-#define DOT_FOURS 16
+// Integer products: the chunks of decode_chunk, whose two halves have a scale and a minimum each.
+#define DOT_FOURS 8
 #define DOT_SPANS 2
-uint dot_element(uint chunk, uint four) { return chunk * 64 + four * 4; }
+#define dot_element chunk_element
 
 // They are in the first four words of `raw`.
 #define k_dot(raw, quarter, scale, least, f) { \

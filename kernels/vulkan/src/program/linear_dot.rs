@@ -30,12 +30,10 @@ pub(super) struct DotProducts {
     parts: u32,
 }
 
-/// Elements of a row that a thread takes together, as the blocks' DOT_FOURS says.
+/// Elements of a row that a thread takes together, as the blocks' DOT_FOURS says: where a block's many
+/// scales take long, more of them.
 fn dot_chunk(block: BlockType) -> u32 {
-    match block {
-        BlockType::Q4_K | BlockType::Q5_K | BlockType::Q6_K => 64,
-        _ => 32,
-    }
+    if block == BlockType::Q6_K { 64 } else { 32 }
 }
 
 /// The largest power of two that is at most `most`; 1 if there is none.
