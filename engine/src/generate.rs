@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::loaded::TextSide;
-use crate::runner::{Outputs, RunError, Runner, Sequence};
+use crate::runner::{RunError, Runner, Sequence};
 use crate::text::sampling::{Logprob, ParamError, Sampler, SamplingParams};
 use crate::text::stop::StopError;
 use crate::text::{DecodeOptions, Detokenizer, StopStrings};
@@ -162,7 +162,11 @@ pub fn generate(
     let detokenizer =
         Detokenizer::new(text.tokenizer.clone(), DecodeOptions { special: false }, stops);
     let mut sequence = runner.begin(runner.context());
-    let mut reply = Reply { runner, text, sampler, detokenizer, logits: Vec::new(), sink };
+    // Padding might be among the largest.
+    let padded = runner.executor.output_width() != text.sampler_vocabulary().tokens;
+    let largest = sampler.largest().filter(|_| !padded).unwrap_or(0);
+    let logits = Vec::new();
+    let mut reply = Reply { runner, text, sampler, detokenizer, largest, logits, sink };
     let result = reply.run(&mut sequence, request, cancel);
     runner.end(sequence);
     Ok(result?)
@@ -174,6 +178,8 @@ struct Reply<'a> {
     text: &'a TextSide,
     sampler: Sampler,
     detokenizer: Detokenizer,
+    /// Largest logits that the choice depends on; 0: all.
+    largest: usize,
     logits: Vec<f32>,
     sink: &'a mut dyn FnMut(Event) -> bool,
 }
@@ -244,9 +250,9 @@ impl Reply<'_> {
         tokens: &[u32],
         cancel: &Cancel,
     ) -> Result<(), RunError> {
-        let logits = &mut self.logits;
+        let (logits, largest) = (&mut self.logits, self.largest);
         let go_on = || !cancel.is_cancelled();
-        self.runner.feed_while(sequence, tokens, Outputs::Last, go_on, |_, row| {
+        self.runner.feed_for_largest(sequence, tokens, largest, go_on, |row| {
             logits.clear();
             logits.extend_from_slice(row);
         })

@@ -54,6 +54,18 @@ pub struct Limits {
     pub submission: Option<Nanos>,
     /// Largest buffer that a program can bind.
     pub buffer: Option<Bytes>,
+    /// Most elements of a row that [`Work::Largest`] finds; 0 where the device does not take it.
+    pub largest: usize,
+}
+
+/// An element of a row: its place and its value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Candidate {
+    /// Place in the row.
+    pub id: u32,
+    /// Value.
+    pub value: f32,
 }
 
 /// How bytes get from one domain to another.
@@ -313,6 +325,18 @@ pub enum Work {
         to: Buffer,
         /// Where the columns are.
         columns: Columns,
+    },
+    /// Finds the largest elements of each row of f32, so that the rest need not leave the device.
+    Largest {
+        /// Whole rows, in the device's own memory.
+        from: BufferRef,
+        /// Elements of a row.
+        width: usize,
+        /// How many of each row are wanted: at most [`Limits::largest`], and no more than it has.
+        count: usize,
+        /// [`Candidate`]s in host memory, `count` for each row: the largest first, the lower place first
+        /// among equals.
+        to: BufferRef,
     },
     /// Nothing: orders fences.
     Barrier,

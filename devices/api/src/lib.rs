@@ -12,9 +12,9 @@ mod queue;
 mod timeline;
 
 pub use device::{
-    AllocRequest, Binding, Bucket, Columns, Completion, Device, DeviceInfo, DeviceKind, Dropped,
-    Job, KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs, Sample,
-    Submission, SubmissionId, Support, Work, check_segment,
+    AllocRequest, Binding, Bucket, Candidate, Columns, Completion, Device, DeviceInfo, DeviceKind,
+    Dropped, Job, KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs,
+    Sample, Submission, SubmissionId, Support, Work, check_segment,
 };
 pub use error::{CompileError, DeviceError, Failure, LostReason, Recovery};
 pub use memory::{

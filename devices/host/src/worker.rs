@@ -40,6 +40,7 @@ fn run(
             let mut views = Work::page_views(&from, &to, page_bytes, &runs);
             views.try_for_each(|views| views.and_then(|[from, to]| copy(from, to)))
         }
+        Work::Largest { .. } => Err(bad("largest of rows", "a device that takes it", "this one")),
         Work::Run { program, args, step } => {
             run_program(program.as_ref(), &args, &step, kernels, scratch)
         }

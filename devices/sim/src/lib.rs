@@ -104,7 +104,7 @@ impl SimDevice {
                 only_when_named: true,
             },
             domains: [domain],
-            limits: Limits { queues: 1, submission: None, buffer: None },
+            limits: Limits { queues: 1, submission: None, buffer: None, largest: 0 },
             spec,
             clock,
             memory,
@@ -119,6 +119,7 @@ impl SimDevice {
             Work::Barrier => (0.0, 0.0),
             Work::Copy { from, .. } => (0.0, 2.0 * from.range.len() as f64),
             Work::CopyColumns { from, .. } => (0.0, 2.0 * from.range.len() as f64),
+            Work::Largest { from, .. } => (0.0, from.range.len() as f64),
             Work::CopyPages { page_bytes, runs, .. } => {
                 let pages: usize = runs.iter().map(|run| run.len()).sum();
                 (0.0, 2.0 * (pages * page_bytes) as f64)

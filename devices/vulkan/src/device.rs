@@ -14,7 +14,7 @@ use trefoil_devices_api::{
 use trefoil_graph::ops::RopeTable;
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels_vulkan::{
-    Features, Form, Program as Kernels, Tuning, Turns, supported, tables,
+    Features, Form, MOST_CANDIDATES, Program as Kernels, Tuning, Turns, supported, tables,
 };
 use trefoil_telemetry::{Bytes, Clock, Nanos};
 
@@ -147,7 +147,12 @@ pub fn device(
     Ok(Arc::new(VulkanDevice {
         info,
         domains: vec![own],
-        limits: Limits { queues: 1, submission: None, buffer: Some(Bytes(max_buffer)) },
+        limits: Limits {
+            queues: 1,
+            submission: None,
+            buffer: Some(Bytes(max_buffer)),
+            largest: MOST_CANDIDATES,
+        },
         features,
         exact: options.exact,
         memory,

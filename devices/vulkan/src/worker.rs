@@ -12,6 +12,7 @@ use trefoil_kernels_vulkan::{Counts, Place, SPLIT, StepField};
 use trefoil_telemetry::{Bytes, Nanos};
 
 use crate::context::Context;
+use crate::largest::LargestRecording;
 use crate::memory::{Allocation, Kind};
 use crate::pipelines::Pipelines;
 use crate::profile::Profile;
@@ -64,6 +65,7 @@ pub(crate) struct WorkerState {
     counters: Growing,
     step: Growing,
     words: Vec<u32>,
+    pub(crate) largest: Option<LargestRecording>,
     /// Host buffers that recordings use; each import holds its buffer.
     imports: HashMap<BufferId, Weak<Allocation>>,
 }
@@ -84,6 +86,7 @@ impl Worker for VulkanWorker {
                 }
                 Ok(None)
             }
+            Work::Largest { from, width, count, to } => self.largest(&from, width, count, &to),
             Work::Run { program, args, step } => {
                 let segment: &VulkanSegment = program
                     .as_any()
@@ -95,7 +98,7 @@ impl Worker for VulkanWorker {
     }
 }
 
-fn bad(what: &str, expected: impl ToString, got: impl ToString) -> DeviceError {
+pub(crate) fn bad(what: &str, expected: impl ToString, got: impl ToString) -> DeviceError {
     DeviceError::BadRequest {
         what: what.to_owned(),
         expected: expected.to_string(),
@@ -297,7 +300,7 @@ impl VulkanWorker {
     }
 
     /// The device's view of a buffer: its own memory, or host memory that is imported.
-    fn allocation(&mut self, buffer: &Buffer) -> Result<Arc<Allocation>, DeviceError> {
+    pub(crate) fn allocation(&mut self, buffer: &Buffer) -> Result<Arc<Allocation>, DeviceError> {
         let bytes = match buffer.backing() {
             Backing::Device(handle) => {
                 return handle.clone().downcast::<Allocation>().map_err(|_| {

@@ -14,6 +14,7 @@ use trefoil_scheduler::{BucketPlan, Piece, PieceShare};
 
 use super::ExecuteError;
 use super::lanes::Lanes;
+use super::largest::LargestOf;
 use crate::kv::KvPool;
 
 /// A segment ready to be submitted.
@@ -49,6 +50,8 @@ pub(super) struct Output {
     /// Moves to where the host reads it.
     pub(super) copies: Vec<TensorCopy>,
     pub(super) buffer: Buffer,
+    /// Instead of the moves, where only the largest elements are looked at.
+    pub(super) largest: Option<LargestOf>,
 }
 
 /// A move of a tensor's rows from one domain to another.
@@ -408,13 +411,21 @@ impl<'a> Compiler<'a> {
         let device = progress.made_by.get(&node).expect("the last segment makes the result");
         let made = self.tensors.at(device.as_ref(), tensor, bytes)?;
         if let Backing::Host(_) = made.backing() {
-            return Ok(Output { copies: Vec::new(), buffer: made });
+            return Ok(Output { copies: Vec::new(), buffer: made, largest: None });
         }
         let buffer = self.tensors.on_host(self.memory, tensor, bytes)?;
         let shape = self.graph.node(node).shape;
+        let largest = match device.limits().largest {
+            0 => None,
+            most => {
+                let lane = self.lanes.of(device);
+                let rows = bucket.max_rows(shape.rows);
+                Some(LargestOf::new(self.memory, lane, made.clone(), rows, shape, most)?)
+            }
+        };
         let ways = [made, buffer.clone()];
         let copies = self.moves(bucket, (tensor, shape), ways, [device, device])?;
-        Ok(Output { copies, buffer })
+        Ok(Output { copies, buffer, largest })
     }
 }
 

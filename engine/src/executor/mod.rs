@@ -11,13 +11,14 @@ mod compile;
 mod error;
 mod kv_moves;
 mod lanes;
+mod largest;
 mod queues;
 mod steps;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use trefoil_devices_api::{Device, MemoryManager, Phase, Work};
+use trefoil_devices_api::{Device, DomainId, MemoryManager, Phase, Work};
 use trefoil_graph::{LayerGraph, Rows, StepInputs};
 use trefoil_scheduler::{BucketPlan, Plan};
 
@@ -27,6 +28,7 @@ use compile::{CompiledBucket, Compiler, TensorCopy};
 pub use error::ExecuteError;
 use kv_moves::KvMoves;
 use lanes::{Mark, Marks};
+use largest::Sparse;
 use queues::{Given, Queues};
 use steps::Single;
 pub use steps::{StepOrder, Steps};
@@ -37,6 +39,9 @@ struct Slot {
     rows: Arc<StepInputs>,
     fetch: Vec<u32>,
     send: Vec<u32>,
+    /// Largest elements that are looked at; 0: all of them.
+    largest: usize,
+    sparse: Sparse,
     taken: bool,
 }
 
@@ -149,6 +154,11 @@ impl Executor {
         self.failures
     }
 
+    /// Elements of a row of the result.
+    pub fn output_width(&self) -> usize {
+        self.graph.node(self.graph.output()).shape.width
+    }
+
     /// Begins to keep records of steps, or ends and forgets them. Takes the devices' completions for
     /// itself while it is on: two executors that record on one device at a time disturb each other.
     pub fn record(&mut self, on: bool) {
@@ -233,7 +243,7 @@ impl Executor {
     fn begin(&mut self, steps: &mut dyn Steps) -> Result<bool, ExecuteError> {
         let mut slot = self.slots.iter().position(|slot| !slot.taken).expect("fewer flights");
         let page_tokens = self.kv.layout().page_tokens as u32;
-        let Slot { rows, fetch, send, .. } = &mut self.slots[slot];
+        let Slot { rows, fetch, send, largest, .. } = &mut self.slots[slot];
         if Arc::get_mut(rows).is_none() {
             // A device still holds the last step: only after a failure.
             *rows = Arc::default();
@@ -243,7 +253,8 @@ impl Executor {
         step.page_tokens = page_tokens;
         fetch.clear();
         send.clear();
-        let Some(phase) = steps.next(StepOrder { rows: step, fetch, send }) else {
+        *largest = 0;
+        let Some(phase) = steps.next(StepOrder { rows: step, fetch, send, largest }) else {
             return Ok(false);
         };
         let (tokens, outputs) = (step.count(Rows::Tokens), step.count(Rows::Outputs));
@@ -354,7 +365,20 @@ impl Executor {
         flight.submitted += 1;
         if flight.submitted == compiled.segments.len() {
             let output = &compiled.outputs[flight.slot];
-            submit_copies(&mut self.queues, flight, &output.copies, &slot.rows)?;
+            match output.largest.as_ref().filter(|of| of.takes(slot.largest)) {
+                Some(of) => {
+                    let given = Given::Copy {
+                        kind: CopyKind::Tensor,
+                        domains: [of.domain(), DomainId::HOST],
+                        bytes: of.bytes(slot.largest, &slot.rows) as u64,
+                    };
+                    let work = of.work(slot.largest, &slot.rows)?;
+                    let waits = &flight.waits;
+                    let mark = self.queues.give(of.lane, waits, work, &of.label, serial, given)?;
+                    flight.gave(mark);
+                }
+                None => submit_copies(&mut self.queues, flight, &output.copies, &slot.rows)?,
+            }
             let to = match compiled.bucket.phase {
                 Phase::Prefill => Phase::Decode,
                 Phase::Decode => Phase::Prefill,
@@ -376,8 +400,15 @@ impl Executor {
         self.slots[slot].taken = false;
         self.queues.collect();
         let shape = self.graph.node(self.graph.output()).shape;
-        let len = self.slots[slot].rows.count(shape.rows) * shape.width;
-        let bytes = self.buckets[bucket].outputs[slot].buffer.read()?;
+        let output = &self.buckets[bucket].outputs[slot];
+        let slot = &mut self.slots[slot];
+        let rows = slot.rows.count(shape.rows);
+        match output.largest.as_ref().filter(|of| of.takes(slot.largest)) {
+            Some(of) => of.spread(slot.largest, rows, &output.buffer, &mut slot.sparse)?,
+            None => slot.sparse.overwritten(),
+        }
+        let len = rows * shape.width;
+        let bytes = output.buffer.read()?;
         steps.done(bytemuck::cast_slice(&bytes[..len * size_of::<f32>()]));
         Ok(())
     }

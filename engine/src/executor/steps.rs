@@ -13,6 +13,9 @@ pub struct StepOrder<'a> {
     /// Pages that the other phase is going to want: they go there after the step, while other things
     /// happen.
     pub send: &'a mut Vec<u32>,
+    /// How many of the largest elements of each row of the result are looked at; 0: all. The others may
+    /// be told as negative infinity then: so they need not leave the device that made them.
+    pub largest: &'a mut usize,
 }
 
 /// Steps to run one after the other. Where the plan has several steps at once under way, later ones

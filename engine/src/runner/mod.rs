@@ -112,6 +112,30 @@ impl Runner {
         go_on: impl Fn() -> bool,
         each: impl FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
+        self.feed_for(sequence, tokens, (outputs, 0), go_on, each)
+    }
+
+    /// As [`Runner::feed_while`] for the last row alone, of which only the `count` largest elements are
+    /// looked at (0: all): the others may come as negative infinity.
+    pub fn feed_for_largest(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        count: usize,
+        go_on: impl Fn() -> bool,
+        mut last: impl FnMut(&[f32]),
+    ) -> Result<(), RunError> {
+        self.feed_for(sequence, tokens, (Outputs::Last, count), go_on, |_, row| last(row))
+    }
+
+    fn feed_for(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        (outputs, largest): (Outputs, usize),
+        go_on: impl Fn() -> bool,
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
         self.check(sequence, tokens)?;
         let first_wanted = match outputs {
             Outputs::None => tokens.len(),
@@ -124,7 +148,7 @@ impl Runner {
         let outputs_most =
             if self.causal { self.executor.max_outputs(Phase::Prefill) } else { tokens.len() };
         let decode_follows = outputs == Outputs::Last;
-        let cut = Cut { chunk, outputs: outputs_most, first_wanted, decode_follows };
+        let cut = Cut { chunk, outputs: outputs_most, first_wanted, decode_follows, largest };
         let pages = Pages::of(&self.executor);
         let mut feed = Feed::new(sequence, tokens, cut, pages, go_on, each);
         self.executor.run(&mut feed)?;

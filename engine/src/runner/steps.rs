@@ -54,6 +54,8 @@ pub(super) struct Cut {
     pub(super) first_wanted: usize,
     /// Will the sequence go on with single tokens after the last row?
     pub(super) decode_follows: bool,
+    /// Largest elements of each output that are looked at; 0: all of them.
+    pub(super) largest: usize,
 }
 
 /// A chunk whose result is not here yet.
@@ -143,6 +145,7 @@ where
                 moving = Some(self.pages.failures);
             }
         }
+        *order.largest = self.cut.largest;
         self.submitted = end;
         self.chunks.push(Chunk { wanted, end, rows: tokens.len(), phase, moving });
         Some(phase)

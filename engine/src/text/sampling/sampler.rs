@@ -121,6 +121,24 @@ impl Sampler {
         pass.draw(params.temperature, uniform(self.seed, self.choice, self.position))
     }
 
+    /// How many of the largest logits the choices depend on, whatever the others are; `None` where all
+    /// count. Of logits with padding, the largest may be padding: so it says nothing of those.
+    pub fn largest(&self) -> Option<usize> {
+        let params = &self.params;
+        let plain = params.logprobs.is_none()
+            && params.logit_bias.is_empty()
+            && !params.ignore_eos
+            && params.min_tokens == 0
+            && self.recent_length().is_none()
+            && !self.counts_output();
+        match usize::try_from(params.top_k) {
+            _ if !plain => None,
+            _ if params.is_greedy() => Some(1),
+            Ok(count) if count > 0 => Some(count),
+            _ => None,
+        }
+    }
+
     /// Takes note of a token that became part of the reply, chosen here or given.
     pub fn accept(&mut self, id: u32) {
         self.position += 1;
@@ -260,6 +278,38 @@ mod tests {
         assert_eq!(sample(|p| p.top_k = 1, &logits), 1);
         assert_eq!(sample(|p| p.top_p = 0.0, &logits), 1);
         assert_eq!(sample(|p| p.min_p = 1.0, &[0.0, 0.0, 9.0, 0.0]), 2);
+    }
+
+    #[test]
+    fn the_largest_logits_are_enough_where_it_says_so() {
+        let logits: Vec<f32> = (0..500).map(|i| ((i * 37) % 101) as f32 / 9.0).collect();
+        let mut by_size: Vec<usize> = (0..logits.len()).collect();
+        by_size.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        for (temperature, top_k, want) in [(0.0, 0, 1), (0.8, 1, 1), (0.8, 7, 7), (1.3, 40, 40)] {
+            let params = SamplingParams { temperature, top_k, top_p: 0.9, ..Default::default() };
+            let mut all = sampler(params.clone(), logits.len(), &[]);
+            let mut few = sampler(params, logits.len(), &[]);
+            let count = few.largest().expect("no other logit counts");
+            assert_eq!(count, want);
+            let mut sparse = vec![f32::NEG_INFINITY; logits.len()];
+            by_size[..count].iter().for_each(|&at| sparse[at] = logits[at]);
+            for _ in 0..20 {
+                let want = all.sample(&mut logits.clone(), None);
+                assert_eq!(few.sample(&mut sparse.clone(), None), want);
+            }
+        }
+        let change: [fn(&mut SamplingParams); 5] = [
+            |p| p.top_k = 0,
+            |p| p.repeat_penalty = 1.1,
+            |p| p.presence_penalty = 0.5,
+            |p| p.logprobs = Some(3),
+            |p| p.min_tokens = 2,
+        ];
+        for change in change {
+            let mut params = SamplingParams { top_k: 5, ..SamplingParams::default() };
+            change(&mut params);
+            assert_eq!(sampler(params, 50, &[]).largest(), None);
+        }
     }
 
     #[test]
