@@ -95,6 +95,10 @@ pub struct BucketPlan {
     /// Products that are split over devices; the device of their unit gets the whole result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub splits: Vec<LinearSplit>,
+    /// Units whose weights are not kept in the memory of their device: they lie in host memory, and a
+    /// copy goes there shortly before each step that needs them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streamed: Vec<String>,
     /// Moves between domains.
     pub transfers: Vec<Transfer>,
     /// Predicted seconds of a full step; absent without a profile.
@@ -186,6 +190,14 @@ pub struct DomainMemory {
     /// Tensors between segments, of all steps that are under way at once.
     #[schemars(with = "u64")]
     pub activations: Bytes,
+    /// Buffers that weights are streamed through.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    #[schemars(with = "u64")]
+    pub streaming: Bytes,
+}
+
+fn is_nothing(bytes: &Bytes) -> bool {
+    bytes.0 == 0
 }
 
 /// A pin, and what it did.
@@ -280,6 +292,18 @@ pub enum PlanError {
         bucket: usize,
         /// The op that the plan names.
         op: String,
+        /// What would be right.
+        expected: String,
+        /// What the plan says.
+        got: String,
+    },
+    /// Weights that cannot be streamed.
+    #[error("plan: bucket {bucket}: streamed {unit:?}: expected {expected}, got {got}")]
+    Streamed {
+        /// Index of the bucket.
+        bucket: usize,
+        /// The unit that the plan names.
+        unit: String,
         /// What would be right.
         expected: String,
         /// What the plan says.
@@ -430,9 +454,36 @@ impl Plan {
         }
         self.check_sizes(graph)?;
         self.check_splits(graph, devices)?;
+        self.check_streamed(graph)?;
         for phase in [Phase::Prefill, Phase::Decode] {
             if !self.buckets.iter().any(|bucket| bucket.bucket.phase == phase) {
                 return Err(PlanError::Phase { phase: phase.name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that streamed weights are those of units, named once, that no split cuts.
+    fn check_streamed(&self, graph: &LayerGraph) -> Result<(), PlanError> {
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            for (number, name) in bucket.streamed.iter().enumerate() {
+                let wrong = |expected: &str, got: &str| {
+                    let (expected, got) = (expected.to_owned(), got.to_owned());
+                    Err(PlanError::Streamed { bucket: index, unit: name.clone(), expected, got })
+                };
+                let Some(unit) = graph.units().iter().find(|unit| unit.name() == *name) else {
+                    return wrong("a unit of the model", "none of that name");
+                };
+                if bucket.streamed[..number].contains(name) {
+                    return wrong("each unit once", "it twice");
+                }
+                let split = bucket
+                    .splits
+                    .iter()
+                    .find(|split| unit.nodes.iter().any(|&node| graph.node(node).name == split.op));
+                if let Some(split) = split {
+                    return wrong("a unit that is not split", &format!("a split of {}", split.op));
+                }
             }
         }
         Ok(())

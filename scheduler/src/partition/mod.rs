@@ -8,7 +8,9 @@
 //! units cost where they run, plus a start whenever the device changes, plus a move whenever a
 //! device reads a tensor from a domain that it cannot address. Homes take memory out of budgets:
 //! choosing a home once for all modes is what counts shared weights once. A home that keeps KV pages
-//! in one domain for prefill and in another for decode carries the price of the move.
+//! in one domain for prefill and in another for decode carries the price of the move. A device that
+//! a home does not serve may still run the unit in modes where its weights can be *streamed* to it
+//! from the home: they are copied for every step, which costs time instead of memory.
 //!
 //! # Why the result is exact
 //! 1. *States.* Within a mode, what units after `u` cost depends on the units up to `u` only through
@@ -19,7 +21,7 @@
 //! 2. *Bound.* Two things couple the modes: they share a unit's home, and homes share budgets.
 //!    `bound` prices both. With a price per byte and a toll per (mode, unit, device), paid by the
 //!    mode and received by the home, every mode is a shortest path of its own and every home a
-//!    minimum of its own; the tolls cancel in any real placement, and prices are at least zero while
+//!    minimum of its own, which is also what pays for streaming; the tolls cancel in any real placement, and prices are at least zero while
 //!    `memory - budget` is at most zero. So the sum of the minima is a lower bound whatever the
 //!    prices are (Lagrangian duality); bad prices make it weak, never wrong.
 //! 3. *Search.* `search` extends labels unit by unit, all modes at once. A label is dropped only if
@@ -46,7 +48,8 @@ pub use instance::{
 };
 
 use bound::Dual;
-use search::{Search, contested};
+use search::Search;
+pub(crate) use search::contested;
 use trefoil_telemetry::Bytes;
 use trellis::Trellis;
 
@@ -195,7 +198,8 @@ fn ceiling(instance: &Instance) -> f64 {
     let homes = instance.homes.iter().map(|homes| most(&mut homes.iter().map(|home| home.cost)));
     let modes = instance.modes.iter().map(|mode| {
         let start = most(&mut mode.start.iter().copied());
-        let runs = mode.run.iter().map(|row| most(&mut row.iter().flatten().copied()) + start);
+        let rows = mode.run.iter().chain(&mode.stream);
+        let runs = rows.map(|row| most(&mut row.iter().flatten().copied()) + start);
         let moves = mode.transfer.iter().map(|table| {
             most(&mut table.iter().flatten().flatten().copied()) * instance.domains.len() as f64
         });

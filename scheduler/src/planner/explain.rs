@@ -58,10 +58,10 @@ impl<'t, 'a> Judge<'t, 'a> {
     }
 
     /// Cost of one step in a bucket.
-    pub(super) fn step(&self, bucket: usize, devices: &[usize]) -> Option<Cost> {
+    pub(super) fn step(&self, bucket: usize, devices: &[usize], streamed: &[bool]) -> Option<Cost> {
         Some(Cost {
-            seconds: self.instance.mode_cost(&self.seconds[bucket], devices)?,
-            joules: self.instance.mode_cost(&self.joules[bucket], devices)?,
+            seconds: self.instance.mode_cost(&self.seconds[bucket], devices, streamed)?,
+            joules: self.instance.mode_cost(&self.joules[bucket], devices, streamed)?,
         })
     }
 
@@ -71,7 +71,8 @@ impl<'t, 'a> Judge<'t, 'a> {
         let mut tokens = 0.0;
         for (mode, &bucket) in self.used.iter().enumerate() {
             let used = &self.tables.uses[bucket];
-            let cost = self.step(bucket, &assignment.devices[mode])? * used.steps;
+            let streamed = self.instance.streamed(assignment, mode);
+            let cost = self.step(bucket, &assignment.devices[mode], &streamed)? * used.steps;
             match used.phase {
                 Phase::Prefill => prefill = prefill + cost,
                 Phase::Decode => {
@@ -110,14 +111,22 @@ impl<'t, 'a> Judge<'t, 'a> {
     }
 
     /// The placement with given devices and the homes that cost least for them; `None` if a unit
-    /// has no home that serves them.
+    /// has no home that serves them. Weights are kept, not streamed.
     fn assignment(&self, device: impl Fn(usize, usize) -> usize) -> Option<Assignment> {
+        self.assignment_where(device, |home, mode| home.devices[mode])
+    }
+
+    fn assignment_where(
+        &self,
+        device: impl Fn(usize, usize) -> usize,
+        reach: impl Fn(&Home, usize) -> u32,
+    ) -> Option<Assignment> {
         let (modes, units) = (self.instance.modes.len(), self.instance.units.len());
         let devices: Vec<Vec<usize>> =
             (0..modes).map(|mode| (0..units).map(|unit| device(mode, unit)).collect()).collect();
         let home = |unit: usize| {
             let serves = |home: &Home| {
-                (0..modes).all(|mode| home.devices[mode] & (1 << devices[mode][unit]) != 0)
+                (0..modes).all(|mode| reach(home, mode) & (1 << devices[mode][unit]) != 0)
             };
             let homes = self.instance.homes[unit].iter().enumerate();
             let homes = homes.filter(|(_, home)| serves(home));
@@ -143,14 +152,21 @@ impl<'t, 'a> Judge<'t, 'a> {
                     let name = format!("{first}, from {} on {second}", self.instance.units[cut]);
                     all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
                 }
-                let phases =
-                    self.assignment(|mode, _| match self.tables.uses[self.used[mode]].phase {
-                        Phase::Prefill => a,
-                        Phase::Decode => b,
-                    });
-                if let Some((cost, assignment)) = phases.and_then(|phases| self.scored(phases)) {
-                    let name = format!("prefill {first}, decode {second}");
-                    all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
+                let device = |mode: usize, _| match self.tables.uses[self.used[mode]].phase {
+                    Phase::Prefill => a,
+                    Phase::Decode => b,
+                };
+                let mut add = |name: String, phases: Option<Assignment>| {
+                    if let Some((cost, assignment)) = phases.and_then(|phases| self.scored(phases))
+                    {
+                        all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
+                    }
+                };
+                add(format!("prefill {first}, decode {second}"), self.assignment(device));
+                if !self.tables.stream.is_empty() {
+                    let streamed = self.assignment_where(device, Home::reaches);
+                    let name = format!("prefill {first} with streamed weights, decode {second}");
+                    add(name, streamed);
                 }
             }
         }
@@ -253,6 +269,23 @@ impl<'t, 'a> Judge<'t, 'a> {
                 })
             })
         };
+        for (mode, &bucket) in self.used.iter().enumerate() {
+            let streamed = self.instance.streamed(&solution.assignment, mode);
+            let units = streamed.iter().enumerate().filter(|(_, streamed)| **streamed);
+            let device = |unit: usize| self.tables.devices[solution.assignment.devices[mode][unit]];
+            let bytes = units
+                .clone()
+                .map(|(unit, _)| self.tables.model.weight_bytes(device(unit), UnitId(unit)));
+            let (count, bytes): (usize, Bytes) = (units.clone().count(), bytes.sum());
+            if count > 0 {
+                let used = &self.tables.uses[bucket];
+                reasons.push(format!(
+                    "{bytes} of weights of {count} units are streamed in each step of {} tokens: \
+                     for that many rows the copies cost less than computing elsewhere",
+                    used.step.tokens
+                ));
+            }
+        }
         let relaxed = request.pins.iter().filter(|pin| elsewhere(pin));
         for pin in relaxed {
             reasons.push(format!(

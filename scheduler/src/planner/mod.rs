@@ -16,8 +16,8 @@ pub use objective::{Goal, Weights, Workload};
 use crate::cost::Corrections;
 use crate::memory::{Residence, memory, transfers};
 use crate::partition::{
-    Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError, Solution,
-    solve,
+    Assignment, Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError,
+    Solution, contested, solve,
 };
 use crate::place::{PlaceError, check_pin};
 use crate::plan::{
@@ -68,6 +68,9 @@ pub struct PlanRequest<'a> {
     pub min_npu_prompt_tokens: u64,
     /// May KV pages move between domains after the prompt?
     pub move_kv: bool,
+    /// May weights be streamed to a device for every step of a prompt, where its memory does not hold
+    /// them?
+    pub stream_weights: bool,
     /// Most bytes of domains, by name, for models in all.
     pub memory_limits: BTreeMap<String, Bytes>,
     /// Bytes of each domain that are kept free.
@@ -105,6 +108,7 @@ impl<'a> PlanRequest<'a> {
             joint_phases: false,
             min_npu_prompt_tokens: 0,
             move_kv: true,
+            stream_weights: true,
             memory_limits: BTreeMap::new(),
             reserve: Bytes(0),
             simple_within: 0.01,
@@ -196,16 +200,36 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     let least = [Phase::Prefill, Phase::Decode].map(|phase| tables.least(phase));
     let bytes = request.profile.domains.iter().map(|domain| domain.size.0.0).sum();
     let prices = Prices::new(request.goal, request.weights, least, bytes);
-    let all = tables.instance(request, &prices)?;
-    let (used, aside): (Vec<usize>, Vec<usize>) =
-        (0..all.modes.len()).partition(|&mode| tables.uses[mode].steps > 0.0);
-    let mut instance = all.with_modes(&used);
-    for (unit, homes) in instance.homes.iter_mut().enumerate() {
-        let serving = all.homes[unit].iter().map(|home| all.serves(unit, home));
-        let mut serving = serving.collect::<Vec<_>>().into_iter();
-        homes.retain(|_| serving.next() == Some(true));
-    }
-    let mut solution = solve(&instance, request.limits)?;
+    let plain = Problem::new(request, tables, &prices)?;
+    // Streaming takes room for its buffers, which makes it a problem of its own. It gains nothing
+    // where all that a device could use fits into its memory.
+    let streaming = match request.stream_weights && plain.is_tight() {
+        true => plain.with_streaming(request, &prices)?,
+        false => None,
+    };
+    let (problem, mut solution) = match (plain.solve(request), streaming) {
+        (solved, None) => (plain, solved?),
+        (solved, Some(streaming)) => match (solved, streaming.solve(request)) {
+            (Ok(kept), Ok(streamed)) => {
+                // No placement of either kind is below both bounds.
+                let lower_bound = kept.lower_bound.min(streamed.lower_bound);
+                let all = |solution: Solution| {
+                    let open = (solution.cost - lower_bound).max(0.0);
+                    let optimal = open <= solution.cost * request.limits.tolerance.max(1e-9);
+                    Solution { lower_bound: lower_bound.min(solution.cost), optimal, ..solution }
+                };
+                // The simpler one, where streaming gains no more than predictions are good for.
+                let near = kept.cost - lower_bound <= request.simple_within * kept.cost;
+                match near || kept.cost <= streamed.cost {
+                    true => (plain, all(kept)),
+                    false => (streaming, all(streamed)),
+                }
+            }
+            (Err(_), Ok(streamed)) => (streaming, streamed),
+            (kept, Err(_)) => (plain, kept?),
+        },
+    };
+    let Problem { tables, all, used, aside, instance } = problem;
     let judge = Judge::new(&tables, &instance, &used);
     let candidates = judge.candidates(request.limits);
     let simpler = simple(&candidates, &solution, request.simple_within).and_then(|candidate| {
@@ -219,9 +243,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
         solution.lower_bound = solution.lower_bound.min(cost);
         Some(format!("{} was preferred to a split predicted to gain {gain:.2} %", candidate.name))
     });
-    let mut devices = vec![Vec::new(); all.modes.len()];
-    for (&mode, chosen) in used.iter().zip(&solution.assignment.devices) {
-        devices[mode].clone_from(chosen);
+    let mut devices = vec![Placed::default(); all.modes.len()];
+    for (index, &mode) in used.iter().enumerate() {
+        devices[mode] = Placed::of(&instance, &solution.assignment, index);
     }
     for (mode, chosen) in place_aside(&all, &instance, &aside, &solution, request.limits)? {
         devices[mode] = chosen;
@@ -232,6 +256,73 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     Ok(Planned { plan, instance, solution })
 }
 
+/// A placement of one bucket.
+#[derive(Clone, Debug, Default)]
+struct Placed {
+    /// Device of each unit.
+    devices: Vec<usize>,
+    /// Are the unit's weights streamed there?
+    streamed: Vec<bool>,
+}
+
+impl Placed {
+    fn of(instance: &Instance, assignment: &Assignment, mode: usize) -> Self {
+        let devices = assignment.devices[mode].clone();
+        Self { devices, streamed: instance.streamed(assignment, mode) }
+    }
+}
+
+/// A request in the partitioner's terms.
+struct Problem<'a> {
+    tables: Tables<'a>,
+    /// All buckets as modes.
+    all: Instance,
+    /// Buckets that the request uses, and the others.
+    used: Vec<usize>,
+    aside: Vec<usize>,
+    /// The used ones.
+    instance: Instance,
+}
+
+impl<'a> Problem<'a> {
+    fn new(
+        request: &PlanRequest<'a>,
+        tables: Tables<'a>,
+        prices: &Prices,
+    ) -> Result<Self, PlannerError> {
+        let all = tables.instance(request, prices)?;
+        let (used, aside): (Vec<usize>, Vec<usize>) =
+            (0..all.modes.len()).partition(|&mode| tables.uses[mode].steps > 0.0);
+        let mut instance = all.with_modes(&used);
+        for (unit, homes) in instance.homes.iter_mut().enumerate() {
+            let serving = all.homes[unit].iter().map(|home| all.serves(unit, home));
+            let mut serving = serving.collect::<Vec<_>>().into_iter();
+            homes.retain(|_| serving.next() == Some(true));
+        }
+        Ok(Self { tables, all, used, aside, instance })
+    }
+
+    /// Can a choice of homes need more than a memory has?
+    fn is_tight(&self) -> bool {
+        !contested(&self.instance).is_empty()
+    }
+
+    /// The problem with weights that may be streamed; `None` if no device can take some.
+    fn with_streaming(
+        &self,
+        request: &PlanRequest<'a>,
+        prices: &Prices,
+    ) -> Result<Option<Self>, PlannerError> {
+        let tables = self.tables.clone().with_streaming();
+        let any = !tables.stream.is_empty();
+        any.then(|| Self::new(request, tables, prices)).transpose()
+    }
+
+    fn solve(&self, request: &PlanRequest<'_>) -> Result<Solution, PartitionError> {
+        solve(&self.instance, request.limits)
+    }
+}
+
 /// Places the buckets that the request does not use: each as well as it can be with weights and KV
 /// pages where the others have put them.
 fn place_aside(
@@ -240,7 +331,7 @@ fn place_aside(
     aside: &[usize],
     solution: &Solution,
     limits: Limits,
-) -> Result<Vec<(usize, Vec<usize>)>, PartitionError> {
+) -> Result<Vec<(usize, Placed)>, PartitionError> {
     let mut placed = Vec::with_capacity(aside.len());
     for &mode in aside {
         let mut one = all.with_modes(&[mode]);
@@ -251,7 +342,7 @@ fn place_aside(
             homes.truncate(1);
         }
         let solution = solve(&one, limits)?;
-        placed.push((mode, solution.assignment.devices[0].clone()));
+        placed.push((mode, Placed::of(&one, &solution.assignment, 0)));
     }
     Ok(placed)
 }
@@ -308,7 +399,7 @@ fn describe(
     request: &PlanRequest<'_>,
     judge: &Judge<'_, '_>,
     solution: &Solution,
-    devices: &[Vec<usize>],
+    devices: &[Placed],
     alternatives: Vec<crate::plan::Alternative>,
     simpler: Option<String>,
 ) -> Plan {
@@ -330,16 +421,19 @@ fn describe(
         .iter()
         .enumerate()
         .map(|(mode, &bucket)| {
-            let devices = &devices[mode];
+            let Placed { devices, streamed } = &devices[mode];
             let units = judge.instance.units.iter().zip(devices).map(|(unit, &device)| {
                 let device = judge.instance.devices[device].name.clone();
                 UnitPlacement { unit: unit.clone(), device }
             });
-            let step = judge.step(mode, devices).expect("the solution keeps the rules");
+            let names = judge.instance.units.iter().zip(streamed);
+            let names = names.filter(|(_, streamed)| **streamed).map(|(unit, _)| unit.clone());
+            let step = judge.step(mode, devices, streamed).expect("the solution keeps the rules");
             let mut plan = BucketPlan {
                 bucket,
                 units: units.collect(),
                 splits: Vec::new(),
+                streamed: names.collect(),
                 transfers: Vec::new(),
                 predicted_seconds: Some(step.seconds),
                 predicted_joules: Some(step.joules),
@@ -419,5 +513,7 @@ fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<Segmen
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod streaming_tests;
 #[cfg(test)]
 mod tests;

@@ -47,7 +47,7 @@ pub(super) fn request<'a>(
 }
 
 /// The desktop with a smaller card.
-fn small_card(gigabytes: f64) -> Profile {
+pub(super) fn small_card(gigabytes: f64) -> Profile {
     let mut profile = shipped("desktop-radeon").expect("ships");
     profile.domains[1].size = format!("{gigabytes}GiB").parse().expect("a size");
     profile
