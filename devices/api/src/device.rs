@@ -195,6 +195,10 @@ pub trait Program: Debug + Send + Sync {
     fn bindings(&self) -> &[Binding];
     /// Memory it holds for itself.
     fn scratch(&self) -> Bytes;
+    /// Bytes that [`Work::LoadWeights`] copies; 0 where its weights are kept.
+    fn streamed(&self) -> Bytes {
+        Bytes(0)
+    }
     /// For the backend's own use.
     fn as_any(&self) -> &dyn std::any::Any;
 }

@@ -12,6 +12,7 @@ mod adapter;
 mod context;
 mod device;
 mod instance;
+mod loader;
 mod memory;
 mod pipelines;
 mod profile;

@@ -263,7 +263,7 @@ fn the_plan_equals_brute_force_on_random_problems() {
         "{solved} solved ({tight} with contested memory, {branching} branching, {streamed} with \
          streamed weights), {unsolvable} without solution, of seeds 1 to {seed}; {narrow_gaps} not solved by a search of one label"
     );
-    assert!(streamed > solved / 8, "{streamed}");
+    assert!(streamed > solved / 20, "{streamed}");
     assert!(tight > solved / 3 && branching > solved / 4 && unsolvable > 50);
     assert!(narrow_gaps > 0, "too easy: the greedy path solves all");
 }
