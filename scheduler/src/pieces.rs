@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use trefoil_graph::{LayerGraph, NodeIndex, Segment, UnitId};
 
-use crate::plan::BucketPlan;
+use crate::plan::{BucketPlan, SegmentPlan};
 
 /// Ops that run as one program, or one product that several devices share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,17 @@ impl BucketPlan {
     /// Is a unit's weights' copy made for every step?
     pub fn is_streamed(&self, unit: usize) -> bool {
         self.streamed.contains(&self.units[unit].unit)
+    }
+
+    /// The bucket's segments, cut where weights are streamed; are they, in each?
+    pub(crate) fn streamed_runs(&self, graph: &LayerGraph) -> Vec<(SegmentPlan, bool)> {
+        let segments = self.segments().into_iter().flat_map(|segment| {
+            let runs = self.runs(graph, &segment.units).into_iter();
+            runs.map(move |(units, streamed)| {
+                (SegmentPlan { device: segment.device.clone(), units }, streamed)
+            })
+        });
+        segments.collect()
     }
 
     /// Cuts the units of a segment where weights begin or end to be streamed, and streamed ones by

@@ -54,7 +54,7 @@ impl<'a> Tables<'a> {
     /// The same with weights that may be streamed while prompts are read.
     ///
     /// The copy of the next weights goes on while a device computes: a unit costs the longer of its
-    /// copy and its work, and the link's latency. Only units of layers, which all rows pass, are
+    /// copy and its work, the link's latency and a start. Only units of layers, which all rows pass, are
     /// worth it.
     pub(crate) fn with_streaming(mut self) -> Self {
         let profile = self.model.profile;
@@ -78,7 +78,9 @@ impl<'a> Tables<'a> {
             }
             let copy = self.model.transfer(link, bytes);
             let hidden = run.seconds.min(bytes / link.bandwidth.get());
-            Some(copy * ((copy.seconds - hidden) / copy.seconds))
+            // What is streamed is a run of its own.
+            let start = self.model.handoff(self.devices[device]);
+            Some(copy * ((copy.seconds - hidden) / copy.seconds) + start)
         };
         let (units, devices) = (self.model.graph.units().len(), self.devices.len());
         let of_mode = |mode: usize| -> Vec<Vec<Option<Cost>>> {

@@ -95,3 +95,37 @@ fn a_pin_to_the_card_may_be_met_by_streaming() {
     pinned.stream_weights = false;
     assert!(plan(&pinned).is_err(), "does not fit without");
 }
+
+#[test]
+fn the_simulation_streams_beside_the_work_as_predicted() {
+    use crate::simulate::{Activity, SimulationRequest, simulate};
+    let (graph, buckets) = (graph("llama-3.1-8b"), long_chunk());
+    let profile = small_card(3.0);
+    let mut request = request(&graph, &profile, &buckets, Goal::Latency);
+    request.workload = Workload { prompt: 512, generate: 4 };
+    let planned = plan(&request).expect("streams").plan;
+    let simulated = simulate(&SimulationRequest {
+        plan: &planned,
+        graph: &graph,
+        profile: &profile,
+        corrections: request.corrections,
+        workload: request.workload,
+        kv_element_bytes: 2,
+        pipelined: false,
+    })
+    .expect("can be");
+    let loads = simulated.spans.iter().filter(|span| span.activity == Activity::LoadWeights);
+    let loads: Vec<_> = loads.collect();
+    assert!(loads.len() > 10, "{}", loads.len());
+    // Some copy while the card works.
+    let beside = loads.iter().filter(|load| {
+        let runs = simulated.spans.iter().filter(|span| span.activity == Activity::Run);
+        runs.into_iter().any(|run| run.start < load.end && load.start < run.end)
+    });
+    assert!(beside.count() > loads.len() / 2);
+    // The planner counts each unit's copy against its own work only: the simulation is no slower
+    // than that by more than what sharing of memory costs, and not much faster.
+    let predicted = planned.prediction.expect("has a profile").totals.first_token_seconds;
+    let ratio = simulated.totals.first_token_seconds / predicted;
+    assert!((0.6..1.15).contains(&ratio), "{ratio}");
+}

@@ -99,6 +99,8 @@ pub enum Activity {
     Run,
     /// A link copies a tensor.
     Copy,
+    /// A link copies weights that are streamed.
+    LoadWeights,
     /// A link moves KV pages after the prompt.
     MoveKv,
 }

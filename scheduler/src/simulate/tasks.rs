@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use trefoil_devices_api::{DomainId, Phase};
 use trefoil_graph::{NodeIndex, StepShape, UnitId};
+use trefoil_telemetry::Bytes;
 
 use super::events::{Resource, Task};
 use super::{Activity, MOST_TASKS, SimulationError, SimulationRequest, shown};
@@ -35,6 +36,8 @@ struct Steps<'a> {
     segments: Vec<SegmentPlan>,
     /// Device of each segment.
     devices: Vec<usize>,
+    /// Are its weights streamed, by segment?
+    streamed: Vec<bool>,
     /// Segment of each unit.
     segment_of: Vec<usize>,
     tensors: &'a [(TensorEdge, Vec<NodeIndex>)],
@@ -130,7 +133,8 @@ impl<'a> Lister<'a> {
         if expected != got {
             return Err(SimulationError::Units { expected, got });
         }
-        let segments = bucket.segments();
+        let (segments, streamed): (Vec<SegmentPlan>, Vec<bool>) =
+            bucket.streamed_runs(graph).into_iter().unzip();
         let mut devices = Vec::with_capacity(segments.len());
         let mut names = Vec::with_capacity(segments.len());
         let mut segment_of = vec![0; expected];
@@ -161,6 +165,7 @@ impl<'a> Lister<'a> {
             phase,
             segments,
             devices,
+            streamed,
             segment_of,
             tensors,
             names,
@@ -218,6 +223,8 @@ impl<'a> Lister<'a> {
         let domain = |device: usize| profile.domain_index(&profile.devices[device].domain);
         let mut done: Vec<usize> = Vec::with_capacity(steps.segments.len() + 1);
         let mut copies: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        // By device: segments whose weights were streamed to it.
+        let mut loads: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, segment) in steps.segments.iter().enumerate() {
             let at = steps.devices[index];
             let device = &profile.devices[at];
@@ -251,6 +258,14 @@ impl<'a> Lister<'a> {
                 };
                 waits.push(ready);
             }
+            if steps.streamed[index] {
+                let before = loads.get(&at).map_or(&[][..], Vec::as_slice);
+                // Two buffers: the copy waits for the last run that read its one.
+                let free = before.len().checked_sub(2).map(|last| vec![done[before[last]]]);
+                let free = free.unwrap_or_else(|| after.to_vec());
+                waits.push(self.load(steps, (step, index), free)?);
+                loads.entry(at).or_default().push(index);
+            }
             waits.sort_unstable();
             waits.dedup();
             let units = segment.units.iter().map(|&unit| self.model.unit(device, unit, shape));
@@ -282,6 +297,22 @@ impl<'a> Lister<'a> {
         };
         done.push(end);
         Ok(done)
+    }
+
+    /// The copy of a segment's weights to its device.
+    fn load(
+        &mut self,
+        steps: &Steps<'_>,
+        (step, index): (usize, usize),
+        after: Vec<usize>,
+    ) -> Result<usize, SimulationError> {
+        let device = &self.request.profile.devices[steps.devices[index]];
+        let units = steps.segments[index].units.iter();
+        let bytes: Bytes = units.map(|&unit| self.model.weight_bytes(device, unit)).sum();
+        let to = self.request.profile.domain_index(&device.domain);
+        let (activity, name) = (Activity::LoadWeights, steps.names[index]);
+        let label = Label { activity, name, phase: steps.phase, step };
+        self.copy((0, to), bytes.0 as f64, after, label)
     }
 
     /// Moves of KV pages after the prompt; what decode waits for.
