@@ -133,6 +133,16 @@ pub enum PartitionError {
 
 /// Finds the best placement.
 pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionError> {
+    let found = solve_below(instance, limits, f64::INFINITY)?;
+    Ok(found.expect("only a limit can rule placements out"))
+}
+
+/// Finds the best placement that costs less than `most`; `None` if it is proved that there is none.
+pub fn solve_below(
+    instance: &Instance,
+    limits: Limits,
+    most: f64,
+) -> Result<Option<Solution>, PartitionError> {
     instance.check()?;
     for (unit, name) in instance.units.iter().enumerate() {
         if !instance.homes[unit].iter().any(|home| instance.serves(unit, home)) {
@@ -152,12 +162,15 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     if dual.value() > ceiling(instance) * (1.0 + 1e-9) {
         return Err(does_not_fit(instance));
     }
+    if dual.value() >= most {
+        return Ok(None);
+    }
     let mut search = Search::new(instance, &trellis, &dual, &contested);
     let mut best: Option<(f64, Assignment)> = None;
     let mut lower_bound = dual.value();
     // Narrow searches first: what they find cuts the wide ones.
     for width in [16, 64, limits.width] {
-        let known = best.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost);
+        let known = best.as_ref().map_or(most, |(cost, _)| *cost);
         let limit = known * (1.0 - limits.tolerance);
         let found = search.run(limit, width.min(limits.width), limits.branches);
         let cost = found.best.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost);
@@ -172,6 +185,9 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     if best.is_none() && lower_bound.is_infinite() {
         return Err(does_not_fit(instance));
     }
+    if best.is_none() && lower_bound >= most * (1.0 - limits.tolerance) {
+        return Ok(None);
+    }
     let Some((_, assignment)) = best else {
         return Err(PartitionError::NotFound { width: limits.width });
     };
@@ -179,7 +195,8 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     // Sums in another order differ in the last digits.
     let lower_bound = lower_bound.min(score.cost);
     let optimal = score.cost - lower_bound <= score.cost * limits.tolerance.max(1e-9);
-    Ok(Solution { assignment, cost: score.cost, memory: score.memory, lower_bound, optimal })
+    let (cost, memory) = (score.cost, score.memory);
+    Ok(Some(Solution { assignment, cost, memory, lower_bound, optimal }))
 }
 
 /// Bytes of each budget that any placement takes.

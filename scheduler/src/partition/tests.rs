@@ -240,6 +240,10 @@ fn the_plan_equals_brute_force_on_random_problems() {
                 assert!(got.optimal && got.gap() < 1e-9, "seed {seed}: not proved");
                 let score = instance.score(&got.assignment).expect("keeps the rules");
                 assert_eq!((score.cost, &score.memory), (got.cost, &got.memory), "seed {seed}");
+                let below = |most| solve_below(&instance, Limits::EXACT, most).expect("solvable");
+                assert_eq!(below(want * 0.99), None, "seed {seed}: none is cheaper");
+                let again = below(want * 1.01 + 1e-6).map(|found| found.cost);
+                assert_eq!(again, Some(got.cost), "seed {seed}");
                 // With hardly any room the answer may be worse, but not the bound.
                 let tiny = Limits { width: 1, branches: 2, rounds: 3, tolerance: 0.0, enough: 0.0 };
                 if let Ok(rough) = solve(&instance, tiny) {

@@ -17,7 +17,7 @@ use crate::cost::Corrections;
 use crate::memory::{Residence, memory, transfers};
 use crate::partition::{
     Assignment, Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError,
-    Solution, contested, solve,
+    Solution, contested, solve, solve_below,
 };
 use crate::place::{PlaceError, check_pin};
 use crate::plan::{
@@ -207,28 +207,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
         true => plain.with_streaming(request, &prices)?,
         false => None,
     };
-    let (problem, mut solution) = match (plain.solve(request), streaming) {
-        (solved, None) => (plain, solved?),
-        (solved, Some(streaming)) => match (solved, streaming.solve(request)) {
-            (Ok(kept), Ok(streamed)) => {
-                // No placement of either kind is below both bounds.
-                let lower_bound = kept.lower_bound.min(streamed.lower_bound);
-                let all = |solution: Solution| {
-                    let open = (solution.cost - lower_bound).max(0.0);
-                    let optimal = open <= solution.cost * request.limits.tolerance.max(1e-9);
-                    Solution { lower_bound: lower_bound.min(solution.cost), optimal, ..solution }
-                };
-                // The simpler one, where streaming gains no more than predictions are good for.
-                let near = kept.cost - lower_bound <= request.simple_within * kept.cost;
-                match near || kept.cost <= streamed.cost {
-                    true => (plain, all(kept)),
-                    false => (streaming, all(streamed)),
-                }
-            }
-            (Err(_), Ok(streamed)) => (streaming, streamed),
-            (kept, Err(_)) => (plain, kept?),
-        },
-    };
+    let (problem, mut solution) = choose(request, plain, streaming)?;
     let Problem { tables, all, used, aside, instance } = problem;
     let judge = Judge::new(&tables, &instance, &used);
     let candidates = judge.candidates(request.limits);
@@ -317,10 +296,40 @@ impl<'a> Problem<'a> {
         let any = !tables.stream.is_empty();
         any.then(|| Self::new(request, tables, prices)).transpose()
     }
+}
 
-    fn solve(&self, request: &PlanRequest<'_>) -> Result<Solution, PartitionError> {
-        solve(&self.instance, request.limits)
-    }
+/// Solves a request, and also with weights that may be streamed, if there is such a problem. The plain
+/// one is taken where streaming gains no more than predictions are good for.
+fn choose<'a>(
+    request: &PlanRequest<'a>,
+    plain: Problem<'a>,
+    streaming: Option<Problem<'a>>,
+) -> Result<(Problem<'a>, Solution), PartitionError> {
+    let limits = request.limits;
+    let streamed = streaming.and_then(|problem| {
+        let solution = solve(&problem.instance, limits).ok()?;
+        Some((problem, solution))
+    });
+    let Some((streaming, streamed)) = streamed else {
+        let solution = solve(&plain.instance, limits)?;
+        return Ok((plain, solution));
+    };
+    // What costs more than that would not be taken, so that its cost need not be known.
+    let most = streamed.cost * (1.0 + 2.0 * request.simple_within);
+    let Ok(Some(kept)) = solve_below(&plain.instance, limits, most) else {
+        return Ok((streaming, streamed));
+    };
+    // No placement of either kind is below both bounds.
+    let lower_bound = kept.lower_bound.min(streamed.lower_bound);
+    let near = kept.cost - lower_bound <= request.simple_within * kept.cost;
+    let (problem, mut solution) = match near || kept.cost <= streamed.cost {
+        true => (plain, kept),
+        false => (streaming, streamed),
+    };
+    solution.lower_bound = lower_bound.min(solution.cost);
+    let open = solution.cost - solution.lower_bound;
+    solution.optimal = open <= solution.cost * limits.tolerance.max(1e-9);
+    Ok((problem, solution))
 }
 
 /// Places the buckets that the request does not use: each as well as it can be with weights and KV
