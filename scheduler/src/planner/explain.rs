@@ -6,6 +6,7 @@ use trefoil_telemetry::Bytes;
 
 use super::PlanRequest;
 use super::problem::Tables;
+use super::splits::Splits;
 use crate::cost::Cost;
 use crate::partition::{Assignment, Home, Instance, Limits, Mode, Solution, solve};
 use crate::plan::{Alternative, Totals};
@@ -229,11 +230,42 @@ impl<'t, 'a> Judge<'t, 'a> {
         Alternative { name, score: Some(cost), totals: self.totals(&assignment), why }
     }
 
+    /// What splits make of a prediction.
+    pub(super) fn with_splits(&self, mut totals: Totals, splits: &Splits) -> Totals {
+        let of = |phase: Phase| {
+            let modes =
+                self.used.iter().filter(move |bucket| self.tables.uses[**bucket].phase == phase);
+            modes.map(|&bucket| (&self.tables.uses[bucket], splits.saved(bucket)))
+        };
+        let prefill: Cost = of(Phase::Prefill).map(|(used, saved)| saved * used.steps).sum();
+        let decode: Cost = of(Phase::Decode).map(|(used, saved)| saved * used.steps).sum();
+        let tokens: f64 =
+            of(Phase::Decode).map(|(used, _)| used.steps * used.step.tokens as f64).sum();
+        totals.first_token_seconds -= prefill.seconds;
+        totals.prompt_joules -= prefill.joules;
+        totals.token_seconds -= decode.seconds / tokens.max(1.0);
+        totals.token_joules -= decode.joules / tokens.max(1.0);
+        totals
+    }
+
+    /// What the plan says of splits that gain too little.
+    pub(super) fn split_alternative(&self, chosen: &Solution, splits: &Splits) -> Alternative {
+        let totals = self.totals(&chosen.assignment);
+        let gain = percent(splits.gain / chosen.cost);
+        Alternative {
+            name: format!("{} products split over two devices", splits.count()),
+            score: Some(chosen.cost - splits.gain),
+            totals: totals.map(|totals| self.with_splits(totals, splits)),
+            why: format!("gains {gain}, too little for what predictions are good for"),
+        }
+    }
+
     /// The plan's reasons in words.
     pub(super) fn reasons(
         &self,
         request: &PlanRequest<'_>,
         solution: &Solution,
+        splits: &Splits,
         alternatives: &[Alternative],
         simpler: Option<String>,
     ) -> Vec<String> {
@@ -247,6 +279,14 @@ impl<'t, 'a> Judge<'t, 'a> {
             )
         }];
         reasons.extend(simpler);
+        if splits.count() > 0 {
+            reasons.push(format!(
+                "{} products are split over two devices, which saves {} more (the bound is that of \
+                 whole products)",
+                splits.count(),
+                percent(splits.gain / solution.cost)
+            ));
+        }
         let next = alternatives
             .iter()
             .find(|other| other.score.is_some_and(|score| score > solution.cost * (1.0 + 1e-9)));

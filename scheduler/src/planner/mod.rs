@@ -4,6 +4,7 @@
 mod explain;
 mod objective;
 mod problem;
+mod splits;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use trefoil_telemetry::Bytes;
 
 pub use objective::{Goal, Weights, Workload};
 
-use crate::cost::Corrections;
+use crate::cost::{Corrections, Cost};
 use crate::memory::{Residence, memory, transfers};
 use crate::partition::{
     Assignment, Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError,
@@ -21,8 +22,8 @@ use crate::partition::{
 };
 use crate::place::{PlaceError, check_pin};
 use crate::plan::{
-    BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Prediction, SegmentPrediction,
-    UnitPlacement,
+    Alternative, BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Prediction,
+    SegmentPrediction, UnitPlacement,
 };
 use crate::profile::Profile;
 use crate::{Pin, nearest};
@@ -30,6 +31,7 @@ use explain::{Judge, simple};
 use objective::Prices;
 use problem::Tables;
 pub(crate) use problem::tensors;
+use splits::{Finder, Splits};
 
 /// What is to be planned.
 #[derive(Clone, Debug)]
@@ -71,6 +73,8 @@ pub struct PlanRequest<'a> {
     /// May weights be streamed to a device for every step of a prompt, where its memory does not hold
     /// them?
     pub stream_weights: bool,
+    /// May a product be split over two devices, where that gains more than `simple_within`?
+    pub split_linears: bool,
     /// Most bytes of domains, by name, for models in all.
     pub memory_limits: BTreeMap<String, Bytes>,
     /// Bytes of each domain that are kept free.
@@ -109,6 +113,7 @@ impl<'a> PlanRequest<'a> {
             min_npu_prompt_tokens: 0,
             move_kv: true,
             stream_weights: true,
+            split_linears: true,
             memory_limits: BTreeMap::new(),
             reserve: Bytes(0),
             simple_within: 0.01,
@@ -229,9 +234,20 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     for (mode, chosen) in place_aside(&all, &instance, &aside, &solution, request.limits)? {
         devices[mode] = chosen;
     }
-    let alternatives =
+    let mut alternatives: Vec<Alternative> =
         candidates.into_iter().map(|other| judge.alternative(other, &solution)).collect();
-    let plan = describe(request, &judge, &solution, &devices, alternatives, simpler);
+    let finder =
+        Finder { request, tables: &tables, instance: &instance, used: &used, prices: &prices };
+    let mut splits = if request.split_linears { finder.find(&solution) } else { Splits::default() };
+    if splits.count() > 0 && splits.gain <= request.simple_within * solution.cost {
+        alternatives.push(judge.split_alternative(&solution, &splits));
+        alternatives.sort_by(|a, b| {
+            let score = |other: &Alternative| other.score.unwrap_or(f64::INFINITY);
+            score(a).total_cmp(&score(b))
+        });
+        splits = Splits::default();
+    }
+    let plan = describe(request, &judge, &solution, (&devices, &splits), alternatives, simpler);
     Ok(Planned { plan, instance, solution })
 }
 
@@ -408,8 +424,8 @@ fn describe(
     request: &PlanRequest<'_>,
     judge: &Judge<'_, '_>,
     solution: &Solution,
-    devices: &[Placed],
-    alternatives: Vec<crate::plan::Alternative>,
+    (devices, splits): (&[Placed], &Splits),
+    alternatives: Vec<Alternative>,
     simpler: Option<String>,
 ) -> Plan {
     let tables = judge.tables;
@@ -441,15 +457,15 @@ fn describe(
             let mut plan = BucketPlan {
                 bucket,
                 units: units.collect(),
-                splits: Vec::new(),
+                splits: splits.buckets.get(mode).map_or_else(Vec::new, |b| b.splits.clone()),
                 streamed: names.collect(),
                 transfers: Vec::new(),
-                predicted_seconds: Some(step.seconds),
-                predicted_joules: Some(step.joules),
+                predicted_seconds: Some(step.seconds - splits.saved(mode).seconds),
+                predicted_joules: Some(step.joules - splits.saved(mode).joules),
                 segments: Vec::new(),
             };
             plan.transfers = transfers(request.graph, &residences, &plan);
-            plan.segments = segments(judge, mode, &plan);
+            plan.segments = segments(judge, mode, &plan, splits);
             plan
         })
         .collect();
@@ -473,6 +489,8 @@ fn describe(
         PinReport { pin: pin.clone(), placed: buckets.iter().map(held).sum() }
     });
     let totals = judge.totals(&solution.assignment).expect("the solution keeps the rules");
+    let totals = judge.with_splits(totals, splits);
+    let score = solution.cost - splits.gain;
     let phases = [first.clone(), later.clone()];
     let memory = memory(request.graph, &residences, &buckets, &phases, per_element);
     Plan {
@@ -481,13 +499,13 @@ fn describe(
         profile: Some(profile.name.clone()),
         policy: request.policy.clone(),
         context: request.context,
-        reasons: judge.reasons(request, solution, &alternatives, simpler),
+        reasons: judge.reasons(request, solution, splits, &alternatives, simpler),
         prediction: Some(Prediction {
             prompt_tokens: request.workload.prompt,
             generated_tokens: request.workload.generate,
             totals,
-            score: solution.cost,
-            lower_bound: solution.lower_bound,
+            score,
+            lower_bound: solution.lower_bound.min(score),
             gap: solution.gap(),
             alternatives,
         }),
@@ -499,7 +517,12 @@ fn describe(
     }
 }
 
-fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<SegmentPrediction> {
+fn segments(
+    judge: &Judge<'_, '_>,
+    mode: usize,
+    plan: &BucketPlan,
+    splits: &Splits,
+) -> Vec<SegmentPrediction> {
     let segments = plan.segments().into_iter().map(|segment| {
         let device = judge.instance.devices.iter().position(|d| d.name == segment.device);
         let device = device.expect("named by the plan");
@@ -507,14 +530,15 @@ fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<Segmen
             let cost = judge.tables.run[mode][unit.0][device].as_ref();
             *cost.expect("the solution keeps the rules")
         });
-        let cost: crate::cost::Cost = costs.sum();
+        let cost: Cost = costs.sum();
+        let saved: Cost = segment.units.iter().map(|&unit| splits.saved_by(mode, unit)).sum();
         let name = |unit: Option<&UnitId>| plan.units[unit.expect("not empty").0].unit.clone();
         SegmentPrediction {
             first: name(segment.units.first()),
             last: name(segment.units.last()),
             device: segment.device,
-            seconds: cost.seconds,
-            joules: cost.joules,
+            seconds: cost.seconds - saved.seconds,
+            joules: cost.joules - saved.joules,
         }
     });
     segments.collect()
@@ -522,6 +546,8 @@ fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<Segmen
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod split_tests;
 #[cfg(test)]
 mod streaming_tests;
 #[cfg(test)]

@@ -10,8 +10,10 @@ use super::events::{Resource, Task};
 use super::{Activity, MOST_TASKS, SimulationError, SimulationRequest, shown};
 use crate::cost::{Cost, CostModel};
 use crate::partition::TensorEdge;
-use crate::plan::{BucketPlan, SegmentPlan};
+use crate::plan::{BucketPlan, LinearSplit, SegmentPlan};
 use crate::planner::tensors;
+use crate::profile::Profile;
+use crate::split_cost::{SplitWork, waiting_watts};
 
 /// What a task is, beside its numbers.
 pub(super) struct Label {
@@ -38,6 +40,7 @@ struct Steps<'a> {
     devices: Vec<usize>,
     /// Are its weights streamed, by segment?
     streamed: Vec<bool>,
+    splits: Vec<LinearSplit>,
     /// Segment of each unit.
     segment_of: Vec<usize>,
     tensors: &'a [(TensorEdge, Vec<NodeIndex>)],
@@ -139,13 +142,7 @@ impl<'a> Lister<'a> {
         let mut names = Vec::with_capacity(segments.len());
         let mut segment_of = vec![0; expected];
         for (index, segment) in segments.iter().enumerate() {
-            let found = profile.devices.iter().position(|device| device.name == segment.device);
-            devices.push(found.ok_or_else(|| SimulationError::Device {
-                profile: profile.name.clone(),
-                got: segment.device.clone(),
-                known:
-                    profile.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
-            })?);
+            devices.push(device_index(profile, &segment.device)?);
             for unit in &segment.units {
                 segment_of[unit.0] = index;
             }
@@ -166,6 +163,7 @@ impl<'a> Lister<'a> {
             segments,
             devices,
             streamed,
+            splits: bucket.splits.clone(),
             segment_of,
             tensors,
             names,
@@ -203,6 +201,7 @@ impl<'a> Lister<'a> {
             fixed: latency,
             work: bytes / bandwidth,
             traffic: vec![(domains.0, bytes), (domains.1, bytes)],
+            joules: 0.0,
             after,
         };
         self.push(task, label)
@@ -269,7 +268,9 @@ impl<'a> Lister<'a> {
             waits.sort_unstable();
             waits.dedup();
             let units = segment.units.iter().map(|&unit| self.model.unit(device, unit, shape));
-            let cost: Cost = units.sum::<Result<_, _>>()?;
+            let mut cost: Cost = units.sum::<Result<_, _>>()?;
+            let split = self.split_more(steps, index, shape)?;
+            cost.seconds += split.seconds;
             let bytes =
                 segment.units.iter().map(|&unit| self.model.dram_bytes(device, unit, shape));
             let task = Task {
@@ -277,6 +278,7 @@ impl<'a> Lister<'a> {
                 fixed: device.handoff.get(),
                 work: cost.seconds,
                 traffic: vec![(domain(at), bytes.sum())],
+                joules: split.joules,
                 after: waits,
             };
             let (activity, name) = (Activity::Run, steps.names[index]);
@@ -297,6 +299,41 @@ impl<'a> Lister<'a> {
         };
         done.push(end);
         Ok(done)
+    }
+
+    /// What splits of a segment's products make it take longer, usually less than nothing, and the
+    /// joules beyond those of its device at work for that time. The other devices' work is in the
+    /// segment's, as if they did nothing else.
+    fn split_more(
+        &self,
+        steps: &Steps<'_>,
+        index: usize,
+        shape: &StepShape,
+    ) -> Result<Cost, SimulationError> {
+        let profile = self.request.profile;
+        let graph = self.request.graph;
+        let home = &profile.devices[steps.devices[index]];
+        let units = steps.segments[index].units.iter();
+        let watts = home.power.busy.get() - home.power.idle.get() + waiting_watts(profile);
+        let mut more = Cost::default();
+        for &node in units.flat_map(|&unit| &graph.unit(unit).nodes) {
+            let name = &graph.node(node).name;
+            let Some(split) = steps.splits.iter().find(|split| split.op == *name) else { continue };
+            let rows: usize = split.shares.iter().map(|share| share.rows).sum();
+            let mut shares = Vec::with_capacity(split.shares.len());
+            for share in &split.shares {
+                let part = share.rows as f64 / rows.max(1) as f64;
+                shares.push((&profile.devices[device_index(profile, &share.device)?], part));
+            }
+            let work = SplitWork { model: self.model, node, home, step: shape };
+            let whole = self.model.op(home, node, shape)?;
+            let split = work.cost(&shares)?;
+            let domains = || SimulationError::Link { from: home.domain.clone(), to: name.clone() };
+            let split = split.ok_or_else(domains)?;
+            more.seconds += split.seconds - whole.seconds;
+            more.joules += split.joules - split.seconds * watts;
+        }
+        Ok(more)
     }
 
     /// The copy of a segment's weights to its device.
@@ -346,4 +383,13 @@ impl<'a> Lister<'a> {
         }
         Ok(waits)
     }
+}
+
+fn device_index(profile: &Profile, name: &str) -> Result<usize, SimulationError> {
+    let found = profile.devices.iter().position(|device| device.name == name);
+    found.ok_or_else(|| SimulationError::Device {
+        profile: profile.name.clone(),
+        got: name.to_owned(),
+        known: profile.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
+    })
 }
