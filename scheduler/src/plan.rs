@@ -15,7 +15,7 @@ use crate::{Pin, nearest};
 pub const PLAN_VERSION: u32 = 1;
 
 /// Most steps under way at once: more would take memory for devices that few machines have.
-const MOST_AT_ONCE: usize = 3;
+pub(crate) const MOST_AT_ONCE: usize = 3;
 
 /// Longest context believed: that of no known model, and small enough that sizes do not overflow.
 const MOST_CONTEXT: usize = 1 << 24;
@@ -154,6 +154,18 @@ pub struct Alternative {
     pub why: String,
 }
 
+/// A prompt whose chunks are on several devices at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Overlapped {
+    /// Chunks under way at once.
+    pub steps_at_once: usize,
+    /// Seconds to the first token, as an estimate.
+    pub first_token_seconds: f64,
+    /// Cost under the objective with that.
+    pub score: f64,
+}
+
 /// What the plan is predicted to do, and how it was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -164,7 +176,10 @@ pub struct Prediction {
     pub generated_tokens: u64,
     /// What the plan does for such a request.
     pub totals: Totals,
-    /// Its cost under the objective.
+    /// What chunks of the prompt that are under way at once make of it; absent where none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlapped: Option<Overlapped>,
+    /// Its cost under the objective, steps one after another.
     pub score: f64,
     /// No placement has a lower one.
     pub lower_bound: f64,

@@ -45,7 +45,7 @@ pub(super) struct Judge<'t, 'a> {
     pub(super) tables: &'t Tables<'a>,
     pub(super) instance: &'t Instance,
     /// Bucket of each mode of the instance.
-    used: &'t [usize],
+    pub(super) used: &'t [usize],
     /// By bucket.
     seconds: Vec<Mode>,
     joules: Vec<Mode>,
@@ -113,7 +113,7 @@ impl<'t, 'a> Judge<'t, 'a> {
 
     /// The placement with given devices and the homes that cost least for them; `None` if a unit
     /// has no home that serves them. Weights are kept, not streamed.
-    fn assignment(&self, device: impl Fn(usize, usize) -> usize) -> Option<Assignment> {
+    pub(super) fn assignment(&self, device: impl Fn(usize, usize) -> usize) -> Option<Assignment> {
         self.assignment_where(device, |home, mode| home.devices[mode])
     }
 
@@ -175,7 +175,7 @@ impl<'t, 'a> Judge<'t, 'a> {
         all
     }
 
-    fn scored(&self, assignment: Assignment) -> Option<(f64, Assignment)> {
+    pub(super) fn scored(&self, assignment: Assignment) -> Option<(f64, Assignment)> {
         Some((self.instance.score(&assignment)?.cost, assignment))
     }
 

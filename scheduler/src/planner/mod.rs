@@ -3,6 +3,7 @@
 
 mod explain;
 mod objective;
+mod overlap;
 mod problem;
 mod splits;
 
@@ -22,8 +23,8 @@ use crate::partition::{
 };
 use crate::place::{PlaceError, check_pin};
 use crate::plan::{
-    Alternative, BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Prediction,
-    SegmentPrediction, UnitPlacement,
+    Alternative, BucketPlan, ModelRef, Overlapped, PLAN_VERSION, PinReport, Plan, PlanError,
+    Prediction, SegmentPrediction, UnitPlacement,
 };
 use crate::profile::Profile;
 use crate::{Pin, nearest};
@@ -227,6 +228,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
         solution.lower_bound = solution.lower_bound.min(cost);
         Some(format!("{} was preferred to a split predicted to gain {gain:.2} %", candidate.name))
     });
+    let pipelined = prefer_overlap(&judge, &prices, request.simple_within, &mut solution);
     let mut devices = vec![Placed::default(); all.modes.len()];
     for (index, &mode) in used.iter().enumerate() {
         devices[mode] = Placed::of(&instance, &solution.assignment, index);
@@ -247,8 +249,48 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
         });
         splits = Splits::default();
     }
-    let plan = describe(request, &judge, &solution, (&devices, &splits), alternatives, simpler);
+    let plan = describe(
+        request,
+        &judge,
+        &prices,
+        &solution,
+        (&devices, &splits),
+        alternatives,
+        (simpler, pipelined),
+    );
     Ok(Planned { plan, instance, solution })
+}
+
+/// Takes a placement whose chunks overlap where that is estimated to gain more than `share` over the
+/// best one, whose overlap counts too. Returns why.
+fn prefer_overlap(
+    judge: &Judge<'_, '_>,
+    prices: &Prices,
+    share: f64,
+    solution: &mut Solution,
+) -> Option<String> {
+    let overlapped = |cost: f64, assignment: &Assignment| {
+        let saved = judge.overlap(assignment).map_or(Cost::default(), |overlap| overlap.saved);
+        cost - prices.of(Phase::Prefill, saved)
+    };
+    let now = overlapped(solution.cost, &solution.assignment);
+    let others = judge.pipelines(solution).into_iter().filter_map(|other| {
+        let (cost, assignment) = other.outcome.ok()?;
+        let score = overlapped(cost, &assignment);
+        Some((score, cost, assignment, other.name))
+    });
+    let (score, cost, assignment, name) = others.min_by(|a, b| a.0.total_cmp(&b.0))?;
+    if score >= now * (1.0 - share) {
+        return None;
+    }
+    let memory = judge.instance.score(&assignment)?.memory;
+    let gain = (1.0 - score / now) * 100.0;
+    let bound = solution.lower_bound.min(cost);
+    *solution = Solution { assignment, cost, memory, lower_bound: bound, optimal: false };
+    Some(format!(
+        "{name}: estimated to gain {gain:.1} % over the best placement for steps one after another, \
+         which is what the bound is of"
+    ))
 }
 
 /// A placement of one bucket.
@@ -423,10 +465,11 @@ fn check(request: &PlanRequest<'_>) -> Result<(), PlannerError> {
 fn describe(
     request: &PlanRequest<'_>,
     judge: &Judge<'_, '_>,
+    prices: &Prices,
     solution: &Solution,
     (devices, splits): (&[Placed], &Splits),
     alternatives: Vec<Alternative>,
-    simpler: Option<String>,
+    (simpler, pipelined): (Option<String>, Option<String>),
 ) -> Plan {
     let tables = judge.tables;
     let profile = request.profile;
@@ -499,11 +542,20 @@ fn describe(
         profile: Some(profile.name.clone()),
         policy: request.policy.clone(),
         context: request.context,
-        reasons: judge.reasons(request, solution, splits, &alternatives, simpler),
+        reasons: judge
+            .reasons(request, solution, splits, &alternatives, simpler)
+            .into_iter()
+            .chain(pipelined)
+            .collect(),
         prediction: Some(Prediction {
             prompt_tokens: request.workload.prompt,
             generated_tokens: request.workload.generate,
             totals,
+            overlapped: judge.overlap(&solution.assignment).map(|overlap| Overlapped {
+                steps_at_once: overlap.steps_at_once,
+                first_token_seconds: totals.first_token_seconds - overlap.saved.seconds,
+                score: score - prices.of(Phase::Prefill, overlap.saved),
+            }),
             score,
             lower_bound: solution.lower_bound.min(score),
             gap: solution.gap(),
@@ -546,6 +598,8 @@ fn segments(
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod overlap_tests;
 #[cfg(test)]
 mod split_tests;
 #[cfg(test)]
