@@ -261,26 +261,25 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     Ok(Planned { plan, instance, solution })
 }
 
-/// Takes a placement whose chunks overlap where that is estimated to gain more than `share` over the
-/// best one, whose overlap counts too. Returns why.
+/// Takes a placement whose chunks overlap where it gains more than `share` over the best one (whose
+/// overlap counts too), even if its prompt takes longer than estimated. Returns why.
 fn prefer_overlap(
     judge: &Judge<'_, '_>,
     prices: &Prices,
     share: f64,
     solution: &mut Solution,
 ) -> Option<String> {
-    let overlapped = |cost: f64, assignment: &Assignment| {
-        let saved = judge.overlap(assignment).map_or(Cost::default(), |overlap| overlap.saved);
-        cost - prices.of(Phase::Prefill, saved)
-    };
-    let now = overlapped(solution.cost, &solution.assignment);
+    let saved = |cost: Cost| prices.of(Phase::Prefill, cost);
+    let overlap = judge.overlap(&solution.assignment);
+    let now = solution.cost - overlap.map_or(0.0, |overlap| saved(overlap.saved));
     let others = judge.pipelines(solution).into_iter().filter_map(|other| {
         let (cost, assignment) = other.outcome.ok()?;
-        let score = overlapped(cost, &assignment);
-        Some((score, cost, assignment, other.name))
+        let overlap = judge.overlap(&assignment)?;
+        let [score, worst] = [overlap.saved, overlap.surely].map(|gain| cost - saved(gain));
+        Some((score, worst, cost, assignment, other.name))
     });
-    let (score, cost, assignment, name) = others.min_by(|a, b| a.0.total_cmp(&b.0))?;
-    if score >= now * (1.0 - share) {
+    let (score, worst, cost, assignment, name) = others.min_by(|a, b| a.1.total_cmp(&b.1))?;
+    if worst >= now * (1.0 - share) {
         return None;
     }
     let memory = judge.instance.score(&assignment)?.memory;

@@ -24,7 +24,14 @@ pub(super) struct Overlap {
     pub(super) steps_at_once: usize,
     /// Of the whole prompt.
     pub(super) saved: Cost,
+    /// What is saved at least if the prompt takes longer than estimated by [`CAUTION`].
+    pub(super) surely: Cost,
 }
+
+/// Share by which an overlapped prompt may take longer than estimated: a placement that relies on
+/// overlap must be better even then, because what devices keep of their speed beside each other is
+/// known less well than their speed alone.
+pub(super) const CAUTION: f64 = 0.2;
 
 /// What a chunk asks of each device, link and domain, in seconds.
 struct Loads {
@@ -58,8 +65,10 @@ impl Judge<'_, '_> {
         let loads = self.loads(mode, devices, &streamed)?;
         let period = self.period(&loads).max(path / steps_at_once as f64);
         let seconds = ((steps - 1.0) * (path - period)).max(0.0);
-        let joules = seconds * waiting_watts(self.tables.model.profile);
-        Some(Overlap { steps_at_once, saved: Cost { seconds, joules } })
+        let watts = waiting_watts(self.tables.model.profile);
+        let cost = |seconds: f64| Cost { seconds, joules: seconds * watts };
+        let surely = (seconds - CAUTION * (steps * path - seconds)).max(0.0);
+        Some(Overlap { steps_at_once, saved: cost(seconds), surely: cost(surely) })
     }
 
     fn loads(&self, mode: usize, devices: &[usize], streamed: &[bool]) -> Option<Loads> {

@@ -154,6 +154,12 @@ fn runs(plan: &trefoil_scheduler::BucketPlan) -> Vec<(String, String, usize)> {
     segments.collect()
 }
 
+/// `blk.3.ffn_down: gpu0 2048 rows, cpu0 2048 rows`.
+fn split(split: &trefoil_scheduler::LinearSplit) -> String {
+    let shares = split.shares.iter().map(|share| format!("{} {} rows", share.device, share.rows));
+    format!("{}: {}", split.op, shares.collect::<Vec<_>>().join(", "))
+}
+
 /// Names of units, those of blocks as `blk.4-31.ffn`.
 fn short(names: &[String]) -> String {
     let mut kinds: Vec<(&str, Vec<usize>)> = Vec::new();
@@ -198,6 +204,17 @@ pub(crate) fn render(plan: &Plan) -> String {
             for (range, device, count) in runs {
                 let units = if count == 1 { "unit" } else { "units" };
                 line(format!("  {device:<6} {range}  ({count} {units})"));
+            }
+        }
+        if bucket.splits.len() > MOST_RUNS {
+            let count = bucket.splits.len();
+            line(format!(
+                "  {count} products split over devices, such as {}",
+                split(&bucket.splits[0])
+            ));
+        } else {
+            for one in &bucket.splits {
+                line(format!("  split  {}", split(one)));
             }
         }
         if !bucket.streamed.is_empty() {
