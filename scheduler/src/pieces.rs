@@ -97,7 +97,9 @@ impl BucketPlan {
         if self.streamed.is_empty() {
             return vec![(units.to_vec(), false)];
         }
-        let mut runs: Vec<(Vec<UnitId>, Option<(bool, Option<usize>)>)> = Vec::new();
+        /// Streamed or not, and the layer where that cuts; unknown while no unit has weights.
+        type Kind = Option<(bool, Option<usize>)>;
+        let mut runs: Vec<(Vec<UnitId>, Kind)> = Vec::new();
         for &id in units {
             let unit = graph.unit(id);
             let mut weights = unit.nodes.iter().flat_map(|&node| graph.node(node).op.weights());

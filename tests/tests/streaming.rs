@@ -134,7 +134,7 @@ fn a_card_too_small_for_the_weights_reads_the_prompt_with_two_buffers() {
         &lowered.plan(&backends, &options(&pins)).expect("places"),
         &options(&pins),
     );
-    let error = refused.err().expect("the weights do not fit").to_string();
+    let error = refused.expect_err("the weights do not fit").to_string();
     assert!(error.contains("need") && error.contains("free"), "{error}");
     let plan = plan(&lowered, &backends, &pins, streams).expect("is right");
     let mut runner = made(&lowered, &backends, &plan);
@@ -185,7 +185,7 @@ fn what_cannot_be_streamed_is_refused_with_the_reason() {
     assert!(refused(&["blk.0.ffn", "blk.0.ffn"]).contains("each unit once, got it twice"));
     // The CPU reads the file's pages: the plan is right, the device is not.
     let plan = with(&["blk.0.ffn"]).expect("a plan");
-    let error = lowered.runner(&backends, &plan, &options(&[])).err().expect("refused");
+    let error = lowered.runner(&backends, &plan, &options(&[])).expect_err("refused");
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {

@@ -118,10 +118,10 @@ impl<'a> Dual<'a> {
                 chain[mode][device] + more(instance, home, mode, unit, device)
             };
             let mut sum = self.priced(home);
-            for mode in 0..modes {
+            for (mode, least) in least.iter_mut().enumerate() {
                 let costs = in_set(mode).map(|device| through(mode, device));
-                least[mode] = costs.fold(f64::INFINITY, f64::min);
-                sum += least[mode];
+                *least = costs.fold(f64::INFINITY, f64::min);
+                sum += *least;
             }
             if sum.is_infinite() {
                 continue;
