@@ -61,6 +61,8 @@ pub enum CopyKind {
     Tensor,
     /// KV pages of a layer.
     KvPages,
+    /// Weights that are streamed to a device for a step.
+    Weights,
 }
 
 /// A copy between two domains.

@@ -15,6 +15,7 @@ pub mod profile;
 pub mod simulate;
 mod size;
 mod split;
+mod split_cost;
 mod toml_text;
 
 pub use pieces::{Piece, PieceShare};

@@ -1,8 +1,8 @@
 //! Memory that a placement takes, by domain, and tensors that it moves between domains.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use trefoil_devices_api::DomainId;
+use trefoil_devices_api::{DomainId, streamed_bytes};
 use trefoil_graph::{LayerGraph, NodeIndex};
 use trefoil_telemetry::Bytes;
 
@@ -22,7 +22,8 @@ pub(crate) struct Residence<'a> {
 
 /// Memory by domain, ascending. Weights that devices of a domain read in place are counted once
 /// however many devices, phases and units read them; a device's own copy is counted on top. `kv` has
-/// the domain of each layer's pages, one list per phase that has its own.
+/// the domain of each layer's pages, one list per phase that has its own. Streamed weights lie in host
+/// memory, and count as the host's.
 pub(crate) fn memory(
     graph: &LayerGraph,
     devices: &[Residence<'_>],
@@ -32,8 +33,10 @@ pub(crate) fn memory(
 ) -> Vec<DomainMemory> {
     let domains: BTreeSet<DomainId> = devices.iter().map(|device| device.domain).collect();
     let runs = |device: &Residence<'_>, unit: usize| {
-        buckets.iter().any(|bucket| bucket.units[unit].device == device.device)
+        let on = |bucket: &&BucketPlan| bucket.units[unit].device == device.device;
+        buckets.iter().filter(on).any(|bucket| !bucket.is_streamed(unit))
     };
+    let from_host = |unit: usize| buckets.iter().any(|bucket| bucket.is_streamed(unit));
     let of_domain = |domain: DomainId| {
         let mut shared = BTreeSet::new();
         let mut weights = 0.0;
@@ -55,6 +58,18 @@ pub(crate) fn memory(
                 }
             }
         }
+        if domain == DomainId::HOST {
+            let units = graph.units().iter().enumerate().filter(|(index, _)| from_host(*index));
+            for weight in units
+                .flat_map(|(_, unit)| &unit.nodes)
+                .flat_map(|&node| graph.node(node).op.weights())
+            {
+                let at = (weight.bytes().as_ptr() as usize, weight.len_bytes());
+                if shared.insert(at) {
+                    weights += weight.len_bytes() as f64;
+                }
+            }
+        }
         weights += shared_out(graph, devices, buckets, domain);
         let here = |layer: usize| kv.iter().any(|phase| phase[layer] == domain);
         let pages = graph.kv().iter().enumerate().filter(|(layer, _)| here(*layer));
@@ -65,9 +80,28 @@ pub(crate) fn memory(
             weights: Bytes(weights.ceil() as u64),
             kv: Bytes::from((elements + bounce) * kv_bytes_per_element),
             activations: Bytes(activations(graph, devices, buckets, domain)),
+            streaming: Bytes(streaming(graph, devices, buckets, domain)),
         }
     };
     domains.into_iter().map(of_domain).collect()
+}
+
+/// Buffers that weights are streamed through: two for each device that has some streamed, each for
+/// the largest piece.
+fn streaming(
+    graph: &LayerGraph,
+    devices: &[Residence<'_>],
+    buckets: &[BucketPlan],
+    domain: DomainId,
+) -> u64 {
+    let streams = buckets.iter().filter(|bucket| !bucket.streamed.is_empty());
+    let mut largest: BTreeMap<String, usize> = BTreeMap::new();
+    for piece in streams.flat_map(|bucket| bucket.pieces(graph)).filter(|piece| piece.streamed) {
+        let most = largest.entry(piece.device).or_default();
+        *most = (*most).max(streamed_bytes(graph, &piece.segment));
+    }
+    let here = devices.iter().filter(|device| device.domain == domain);
+    here.map(|device| 2 * largest.get(device.device).copied().unwrap_or(0) as u64).sum()
 }
 
 /// Bytes of the rows that devices of a domain compute of units that nobody there runs: their shares of

@@ -111,6 +111,7 @@ pub fn place(request: &Request<'_>) -> Result<Plan, PlaceError> {
             bucket,
             units: units.collect(),
             splits: Vec::new(),
+            streamed: Vec::new(),
             transfers: Vec::new(),
             predicted_seconds: None,
             predicted_joules: None,

@@ -15,7 +15,7 @@ use crate::{Pin, nearest};
 pub const PLAN_VERSION: u32 = 1;
 
 /// Most steps under way at once: more would take memory for devices that few machines have.
-const MOST_AT_ONCE: usize = 3;
+pub(crate) const MOST_AT_ONCE: usize = 3;
 
 /// Longest context believed: that of no known model, and small enough that sizes do not overflow.
 const MOST_CONTEXT: usize = 1 << 24;
@@ -95,6 +95,10 @@ pub struct BucketPlan {
     /// Products that are split over devices; the device of their unit gets the whole result.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub splits: Vec<LinearSplit>,
+    /// Units whose weights are not kept in the memory of their device: they lie in host memory, and a
+    /// copy goes there shortly before each step that needs them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streamed: Vec<String>,
     /// Moves between domains.
     pub transfers: Vec<Transfer>,
     /// Predicted seconds of a full step; absent without a profile.
@@ -150,6 +154,18 @@ pub struct Alternative {
     pub why: String,
 }
 
+/// A prompt whose chunks are on several devices at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Overlapped {
+    /// Chunks under way at once.
+    pub steps_at_once: usize,
+    /// Seconds to the first token, as an estimate.
+    pub first_token_seconds: f64,
+    /// Cost under the objective with that.
+    pub score: f64,
+}
+
 /// What the plan is predicted to do, and how it was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -160,7 +176,10 @@ pub struct Prediction {
     pub generated_tokens: u64,
     /// What the plan does for such a request.
     pub totals: Totals,
-    /// Its cost under the objective.
+    /// What chunks of the prompt that are under way at once make of it; absent where none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlapped: Option<Overlapped>,
+    /// Its cost under the objective, steps one after another.
     pub score: f64,
     /// No placement has a lower one.
     pub lower_bound: f64,
@@ -186,6 +205,14 @@ pub struct DomainMemory {
     /// Tensors between segments, of all steps that are under way at once.
     #[schemars(with = "u64")]
     pub activations: Bytes,
+    /// Buffers that weights are streamed through.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    #[schemars(with = "u64")]
+    pub streaming: Bytes,
+}
+
+fn is_nothing(bytes: &Bytes) -> bool {
+    bytes.0 == 0
 }
 
 /// A pin, and what it did.
@@ -280,6 +307,18 @@ pub enum PlanError {
         bucket: usize,
         /// The op that the plan names.
         op: String,
+        /// What would be right.
+        expected: String,
+        /// What the plan says.
+        got: String,
+    },
+    /// Weights that cannot be streamed.
+    #[error("plan: bucket {bucket}: streamed {unit:?}: expected {expected}, got {got}")]
+    Streamed {
+        /// Index of the bucket.
+        bucket: usize,
+        /// The unit that the plan names.
+        unit: String,
         /// What would be right.
         expected: String,
         /// What the plan says.
@@ -430,9 +469,36 @@ impl Plan {
         }
         self.check_sizes(graph)?;
         self.check_splits(graph, devices)?;
+        self.check_streamed(graph)?;
         for phase in [Phase::Prefill, Phase::Decode] {
             if !self.buckets.iter().any(|bucket| bucket.bucket.phase == phase) {
                 return Err(PlanError::Phase { phase: phase.name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that streamed weights are those of units, named once, that no split cuts.
+    fn check_streamed(&self, graph: &LayerGraph) -> Result<(), PlanError> {
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            for (number, name) in bucket.streamed.iter().enumerate() {
+                let wrong = |expected: &str, got: &str| {
+                    let (expected, got) = (expected.to_owned(), got.to_owned());
+                    Err(PlanError::Streamed { bucket: index, unit: name.clone(), expected, got })
+                };
+                let Some(unit) = graph.units().iter().find(|unit| unit.name() == *name) else {
+                    return wrong("a unit of the model", "none of that name");
+                };
+                if bucket.streamed[..number].contains(name) {
+                    return wrong("each unit once", "it twice");
+                }
+                let split = bucket
+                    .splits
+                    .iter()
+                    .find(|split| unit.nodes.iter().any(|&node| graph.node(node).name == split.op));
+                if let Some(split) = split {
+                    return wrong("a unit that is not split", &format!("a split of {}", split.op));
+                }
             }
         }
         Ok(())

@@ -68,7 +68,7 @@ impl Plan {
 }
 
 /// Rows of the matrix of an op that can be split; else what it is.
-fn split_rows(graph: &LayerGraph, name: &str) -> Result<usize, String> {
+pub(crate) fn split_rows(graph: &LayerGraph, name: &str) -> Result<usize, String> {
     let node = graph.nodes().find(|&node| graph.node(node).name == name);
     let node = graph.node(node.ok_or("no op of that name")?);
     match &node.op {

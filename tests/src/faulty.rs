@@ -68,6 +68,16 @@ impl Device for Faulty {
     ) -> Result<Arc<dyn Program>, CompileError> {
         self.inner.compile(graph, segment, bucket, job)
     }
+    fn compile_streamed(
+        &self,
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        bucket: Bucket,
+        stage: &Buffer,
+        job: &Job,
+    ) -> Result<Arc<dyn Program>, CompileError> {
+        self.inner.compile_streamed(graph, segment, bucket, stage, job)
+    }
     fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError> {
         self.inner.alloc(request)
     }

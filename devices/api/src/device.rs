@@ -50,6 +50,9 @@ pub struct DeviceInfo {
 pub struct Limits {
     /// Queues that run side by side.
     pub queues: usize,
+    /// Number of the queue for [`Work::LoadWeights`], which runs beside the others; absent where the
+    /// device streams no weights.
+    pub load_queue: Option<usize>,
     /// Longest time one submission may run.
     pub submission: Option<Nanos>,
     /// Largest buffer that a program can bind.
@@ -204,6 +207,10 @@ pub trait Program: Debug + Send + Sync {
     fn bindings(&self) -> &[Binding];
     /// Memory it holds for itself.
     fn scratch(&self) -> Bytes;
+    /// Bytes that [`Work::LoadWeights`] copies; 0 where its weights are kept.
+    fn streamed(&self) -> Bytes {
+        Bytes(0)
+    }
     /// For the backend's own use.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -337,6 +344,12 @@ pub enum Work {
         /// [`Candidate`]s in host memory, `count` for each row: the largest first, the lower place first
         /// among equals.
         to: BufferRef,
+    },
+    /// Copies the weights of a program that [`Device::compile_streamed`] made to where it reads them.
+    /// Goes to the device's queue for that ([`Limits::load_queue`]).
+    LoadWeights {
+        /// The program; made by this device.
+        program: Arc<dyn Program>,
     },
     /// Nothing: orders fences.
     Barrier,
@@ -473,6 +486,27 @@ pub trait Device: Debug + Send + Sync {
         bucket: Bucket,
         job: &Job,
     ) -> Result<Arc<dyn Program>, CompileError>;
+    /// Makes a program whose weights are not kept: [`Work::LoadWeights`] copies them from host memory
+    /// to `stage`, a buffer of this device with room for [`streamed_bytes`], before each run. Fences
+    /// keep what else uses the buffer apart.
+    ///
+    /// # Errors
+    /// As [`Device::compile`]; devices that read weights in place have nothing to stream.
+    fn compile_streamed(
+        &self,
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        bucket: Bucket,
+        stage: &Buffer,
+        job: &Job,
+    ) -> Result<Arc<dyn Program>, CompileError> {
+        let _ = (graph, segment, bucket, stage, job);
+        Err(CompileError::Device(DeviceError::BadRequest {
+            what: format!("streamed weights on {}", self.info().name),
+            expected: "a device with memory of its own that weights can be streamed to".to_owned(),
+            got: "one that cannot; take the units out of the plan's \"streamed\"".to_owned(),
+        }))
+    }
     /// Takes memory.
     fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError>;
     /// Makes memory of another domain addressable without a copy.
@@ -485,6 +519,16 @@ pub trait Device: Debug + Send + Sync {
     fn sample(&self) -> Sample;
     /// Begins a new epoch after a loss: older handles are dead.
     fn reset(&self) -> Result<(), DeviceError>;
+}
+
+/// Boundary on which streamed weights begin in their buffer.
+const STREAM_ALIGNMENT: usize = 256;
+
+/// Bytes of a buffer that a segment's weights can be streamed through: each on a boundary of its own.
+pub fn streamed_bytes(graph: &LayerGraph, segment: &Segment) -> usize {
+    let weights = segment.nodes.iter().flat_map(|&node| graph.node(node).op.weights());
+    let bytes = weights.map(|weight| weight.len_bytes().next_multiple_of(STREAM_ALIGNMENT));
+    bytes.sum::<usize>() + STREAM_ALIGNMENT
 }
 
 /// What every backend checks before it compiles: the job goes on, and each op is supported.

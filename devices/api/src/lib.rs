@@ -14,7 +14,7 @@ mod timeline;
 pub use device::{
     AllocRequest, Binding, Bucket, Candidate, Columns, Completion, Device, DeviceInfo, DeviceKind,
     Dropped, Job, KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs,
-    Sample, Submission, SubmissionId, Support, Work, check_segment,
+    Sample, Submission, SubmissionId, Support, Work, check_segment, streamed_bytes,
 };
 pub use error::{CompileError, DeviceError, Failure, LostReason, Recovery};
 pub use memory::{

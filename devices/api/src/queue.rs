@@ -17,6 +17,9 @@ use crate::{
 /// Completions kept for a reader that does not drain.
 const HISTORY: usize = 4096;
 
+/// Bit from which on a submission's number says its queue.
+const QUEUE_SHIFT: u32 = 48;
+
 /// Submissions that may wait in a queue.
 const DEPTH: usize = 4096;
 
@@ -65,6 +68,8 @@ pub struct WorkQueue {
     sender: Option<Sender<Entry>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Its number on the device.
+    number: usize,
     next: AtomicU64,
     /// The time of the last look at the load, and the time spent running work until then.
     looked: Mutex<(Nanos, Nanos)>,
@@ -77,8 +82,20 @@ impl std::fmt::Debug for WorkQueue {
 }
 
 impl WorkQueue {
-    /// Starts the thread; `make` is called on it, so that the worker need not cross threads.
+    /// Starts the thread of a device's queue 0; `make` is called on it, so that the worker need not
+    /// cross threads.
     pub fn start<W: Worker>(
+        name: &str,
+        clock: Arc<dyn Clock>,
+        make: impl FnOnce() -> W + Send + 'static,
+    ) -> Self {
+        Self::numbered(0, name, clock, make)
+    }
+
+    /// Starts a queue of another number, which works beside the others. Its submissions have numbers
+    /// that no other queue of the device gives.
+    pub fn numbered<W: Worker>(
+        number: usize,
         name: &str,
         clock: Arc<dyn Clock>,
         make: impl FnOnce() -> W + Send + 'static,
@@ -100,21 +117,22 @@ impl WorkQueue {
             sender: Some(sender),
             shared,
             thread: Some(thread),
-            next: AtomicU64::new(1),
+            number,
+            next: AtomicU64::new(((number as u64) << QUEUE_SHIFT) + 1),
             looked: Mutex::default(),
         }
     }
 
-    /// Queues work on a device's only queue, number 0, and returns at once.
+    /// Queues work and returns at once; `queue` must be this one's number.
     pub fn submit(
         &self,
         queue: usize,
         submission: Submission,
     ) -> Result<SubmissionId, DeviceError> {
-        if queue != 0 {
+        if queue != self.number {
             return Err(DeviceError::BadRequest {
                 what: format!("queue of {}", self.shared.name),
-                expected: "0".to_owned(),
+                expected: self.number.to_string(),
                 got: queue.to_string(),
             });
         }

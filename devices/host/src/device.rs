@@ -48,7 +48,13 @@ impl HostDevice {
         Self {
             info: spec.info,
             domains: [DomainInfo { id: DomainId::HOST, size, alignment: 64, host_visible: true }],
-            limits: Limits { queues: 1, submission: None, buffer: None, largest: 0 },
+            limits: Limits {
+                queues: 1,
+                load_queue: None,
+                submission: None,
+                buffer: None,
+                largest: 0,
+            },
             support: spec.support,
             memory: spec.memory,
             queue,

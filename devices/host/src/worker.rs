@@ -29,6 +29,7 @@ fn run(
 ) -> Result<(), DeviceError> {
     match work {
         Work::Barrier => Ok(()),
+        Work::LoadWeights { .. } => Err(bad("work", "weights read in place", "weights to load")),
         Work::Copy { from, to } => copy(from, to),
         Work::CopyColumns { from, to, columns } => {
             let ranges = Work::column_ranges(&from, &to, columns)?;

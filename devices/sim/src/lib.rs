@@ -104,7 +104,13 @@ impl SimDevice {
                 only_when_named: true,
             },
             domains: [domain],
-            limits: Limits { queues: 1, submission: None, buffer: None, largest: 0 },
+            limits: Limits {
+                queues: 1,
+                load_queue: None,
+                submission: None,
+                buffer: None,
+                largest: 0,
+            },
             spec,
             clock,
             memory,
@@ -116,7 +122,7 @@ impl SimDevice {
     /// Time that the work takes: the slower of arithmetic and memory, and the start.
     fn span(&self, work: &Work) -> Nanos {
         let (flops, bytes) = match work {
-            Work::Barrier => (0.0, 0.0),
+            Work::Barrier | Work::LoadWeights { .. } => (0.0, 0.0),
             Work::Copy { from, .. } => (0.0, 2.0 * from.range.len() as f64),
             Work::CopyColumns { from, .. } => (0.0, 2.0 * from.range.len() as f64),
             Work::Largest { from, .. } => (0.0, from.range.len() as f64),

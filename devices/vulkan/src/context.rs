@@ -23,6 +23,8 @@ pub(crate) struct Context {
     /// Where what the device allocates is counted.
     pub(crate) domain: DomainId,
     queue: Mutex<vk::Queue>,
+    /// A second queue of the family for copies beside the work of the first, where it has one.
+    beside: Option<Mutex<vk::Queue>>,
     /// Did the driver say that the device is lost? It stays so.
     lost: AtomicBool,
     /// Once true, the driver is taken to say that the device is lost.
@@ -55,10 +57,11 @@ impl Context {
             got: "none".to_owned(),
         })? as u32;
         let timestamp_bits = families[family as usize].timestamp_valid_bits;
-        let priorities = [1.0];
+        let priorities = [1.0; 2];
+        let count = (families[family as usize].queue_count as usize).clamp(1, priorities.len());
         let queues = [vk::DeviceQueueCreateInfo::default()
             .queue_family_index(family)
-            .queue_priorities(&priorities)];
+            .queue_priorities(&priorities[..count])];
         let mut names: Vec<*const i8> = Vec::new();
         let mut name = |name: &CStr| names.push(name.as_ptr());
         if adapter.host_import.is_some() {
@@ -122,14 +125,16 @@ impl Context {
         // on the adapter.
         let raw = unsafe { instance.create_device(adapter.physical, &info, None) }
             .map_err(|result| driver_error("vkCreateDevice", result, domain))?;
-        // SAFETY: the family was asked for with one queue.
+        // SAFETY: the family was asked for with at least one queue.
         let queue = unsafe { raw.get_device_queue(family, 0) };
+        // SAFETY: with two of them, here.
+        let beside = (count > 1).then(|| unsafe { raw.get_device_queue(family, 1) });
         // SAFETY: the physical device belongs to the instance.
         let memory = unsafe { instance.get_physical_device_memory_properties(adapter.physical) };
         let host_import = adapter
             .host_import
             .map(|_| ash::ext::external_memory_host::Device::new(instance, &raw));
-        let queue = Mutex::new(queue);
+        let (queue, beside) = (Mutex::new(queue), beside.map(Mutex::new));
         let lost = AtomicBool::new(false);
         Ok(Arc::new(Self {
             raw,
@@ -140,6 +145,7 @@ impl Context {
             host_import,
             domain,
             queue,
+            beside,
             lost,
             fault,
         }))
@@ -175,10 +181,23 @@ impl Context {
         commands: vk::CommandBuffer,
         fence: vk::Fence,
     ) -> Result<(), DeviceError> {
+        self.begin(commands, fence, false)?;
+        self.wait(fence)
+    }
+
+    /// Gives a command buffer to the queue, or to the one beside it where there is one. The caller
+    /// waits for the fence before it touches either again.
+    pub(crate) fn begin(
+        &self,
+        commands: vk::CommandBuffer,
+        fence: vk::Fence,
+        beside: bool,
+    ) -> Result<(), DeviceError> {
         let buffers = [commands];
         let submit = [vk::SubmitInfo::default().command_buffers(&buffers)];
         {
-            let queue = self.queue.lock();
+            let second = self.beside.as_ref().filter(|_| beside);
+            let queue = second.unwrap_or(&self.queue).lock();
             let faulty = self.fault.as_ref().is_some_and(|fault| fault.load(Ordering::Relaxed));
             let submitted = if faulty {
                 Err(vk::Result::ERROR_DEVICE_LOST)
@@ -187,8 +206,12 @@ impl Context {
                 // memory that their recording keeps alive; the fence is not in use.
                 unsafe { self.raw.queue_submit(*queue, &submit, fence) }
             };
-            submitted.map_err(|result| self.error("vkQueueSubmit", result))?;
+            submitted.map_err(|result| self.error("vkQueueSubmit", result))
         }
+    }
+
+    /// Waits for a fence that was given with commands, and resets it.
+    pub(crate) fn wait(&self, fence: vk::Fence) -> Result<(), DeviceError> {
         // SAFETY: the fence belongs to this device.
         let waited = unsafe { self.raw.wait_for_fences(&[fence], true, u64::MAX) };
         waited.map_err(|result| self.error("vkWaitForFences", result))?;

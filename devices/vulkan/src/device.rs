@@ -20,11 +20,12 @@ use trefoil_telemetry::{Bytes, Clock, Nanos};
 
 use crate::adapter::{Adapter, AdapterKind};
 use crate::context::Context;
+use crate::loader::Loader;
 use crate::memory::Allocation;
 use crate::pipelines::Pipelines;
 use crate::program::VulkanSegment;
 use crate::transfer::Transfers;
-use crate::weights::Residency;
+use crate::weights::{Residency, Stream};
 use crate::worker::{VulkanWorker, WorkerState};
 
 /// How a device is opened.
@@ -51,6 +52,8 @@ pub struct VulkanOptions {
 
 /// Rows and columns of the cooperative matrices that kernels use: AMD and NVIDIA have this shape.
 const EDGE: u32 = 16;
+/// Number of the queue that streams weights.
+const LOAD_QUEUE: usize = 1;
 /// Share of a card's memory that is used where the driver does not tell how much is free.
 const SHARE: f64 = 0.9;
 /// Copies over the bus, before anything is measured: PCIe 4.0 x16, half of its 32 GB/s.
@@ -68,6 +71,8 @@ struct VulkanDevice {
     memory: MemoryManager,
     // The queue's thread ends before what it uses is dropped.
     queue: WorkQueue,
+    /// Streams weights to memory of its own.
+    loader: Option<WorkQueue>,
     residency: Residency,
     turns: Mutex<Vec<(Weak<RopeTable>, Weak<Allocation>)>>,
     tables: Arc<Allocation>,
@@ -143,12 +148,17 @@ pub fn device(
         memory: memory.clone(),
         state: WorkerState::default(),
     };
-    let queue = WorkQueue::start(&info.name, clock, move || worker);
+    let queue = WorkQueue::start(&info.name, clock.clone(), move || worker);
+    let loader = (!shared).then(|| {
+        let loader = Loader { context: context.clone(), transfers: Transfers::new(&context) };
+        WorkQueue::numbered(LOAD_QUEUE, &info.name, clock, move || loader)
+    });
     Ok(Arc::new(VulkanDevice {
         info,
         domains: vec![own],
         limits: Limits {
-            queues: 1,
+            queues: 1 + usize::from(loader.is_some()),
+            load_queue: loader.as_ref().map(|_| LOAD_QUEUE),
             submission: None,
             buffer: Some(Bytes(max_buffer)),
             largest: MOST_CANDIDATES,
@@ -157,6 +167,7 @@ pub fn device(
         exact: options.exact,
         memory,
         queue,
+        loader,
         residency: Residency::default(),
         turns: Mutex::default(),
         tables: Arc::new(tables),
@@ -191,6 +202,64 @@ impl VulkanDevice {
         let allocation = self.transfers.local(bytes.len() as u64, Some(reservation))?;
         self.transfers.upload(&allocation, 0, bytes)?;
         Ok(allocation)
+    }
+
+    fn foreign_stage(&self, stage: &Buffer) -> DeviceError {
+        DeviceError::BadRequest {
+            what: format!("buffer for weights streamed to {}", self.info.name),
+            expected: format!("memory of {}, which has its own", self.info.name),
+            got: stage.domain.to_string(),
+        }
+    }
+
+    /// A program whose weights are kept, or streamed through a buffer.
+    fn made(
+        &self,
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        bucket: Bucket,
+        stage: Option<Arc<Allocation>>,
+        job: &Job,
+    ) -> Result<Arc<dyn Program>, CompileError> {
+        check_segment(self, graph, segment, bucket, job)?;
+        let form = Form { steady: bucket.phase == Phase::Decode, exact: self.exact };
+        let max_rows = |rows| bucket.max_rows(rows);
+        let kernels = Kernels::new(graph, segment, max_rows, self.features, form);
+        let (stream, weights) = match stage {
+            Some(stage) => {
+                let (stream, weights) = Stream::new(stage, kernels.weights())?;
+                (Some(stream), weights)
+            }
+            None => {
+                let (context, memory) = (&self.context, &self.memory);
+                let weights = kernels.weights();
+                (None, self.residency.resident(context, memory, &self.transfers, weights)?)
+            }
+        };
+        let mut constants: Vec<u8> = bytemuck::cast_slice(kernels.constants()).to_vec();
+        let mut lists = Vec::with_capacity(kernels.lists().len());
+        for list in kernels.lists() {
+            constants.resize(constants.len().next_multiple_of(16), 0);
+            lists.push(constants.len() as u64);
+            let addresses = list.iter().flat_map(|&k| weights.addresses[k].to_le_bytes());
+            constants.extend(addresses);
+        }
+        let turns =
+            kernels.turns().iter().map(|table| self.turns(table)).collect::<Result<_, _>>()?;
+        let bindings = Binding::of_segment(graph, segment, bucket, kernels.kv_layers());
+        Ok(Arc::new(VulkanSegment {
+            constants: self.filled(&constants)?,
+            lists,
+            weights,
+            stream,
+            turns,
+            tables: self.tables.clone(),
+            recordings: Mutex::default(),
+            inputs: segment.inputs.len(),
+            outputs: segment.outputs.len(),
+            bindings,
+            kernels,
+        }))
     }
 }
 
@@ -234,39 +303,23 @@ impl Device for VulkanDevice {
         bucket: Bucket,
         job: &Job,
     ) -> Result<Arc<dyn Program>, CompileError> {
-        check_segment(self, graph, segment, bucket, job)?;
-        let form = Form { steady: bucket.phase == Phase::Decode, exact: self.exact };
-        let max_rows = |rows| bucket.max_rows(rows);
-        let kernels = Kernels::new(graph, segment, max_rows, self.features, form);
-        let weights = self.residency.resident(
-            &self.context,
-            &self.memory,
-            &self.transfers,
-            kernels.weights(),
-        )?;
-        let mut constants: Vec<u8> = bytemuck::cast_slice(kernels.constants()).to_vec();
-        let mut lists = Vec::with_capacity(kernels.lists().len());
-        for list in kernels.lists() {
-            constants.resize(constants.len().next_multiple_of(16), 0);
-            lists.push(constants.len() as u64);
-            let addresses = list.iter().flat_map(|&k| weights.addresses[k].to_le_bytes());
-            constants.extend(addresses);
-        }
-        let turns =
-            kernels.turns().iter().map(|table| self.turns(table)).collect::<Result<_, _>>()?;
-        let bindings = Binding::of_segment(graph, segment, bucket, kernels.kv_layers());
-        Ok(Arc::new(VulkanSegment {
-            constants: self.filled(&constants)?,
-            lists,
-            weights,
-            turns,
-            tables: self.tables.clone(),
-            recordings: Mutex::default(),
-            inputs: segment.inputs.len(),
-            outputs: segment.outputs.len(),
-            bindings,
-            kernels,
-        }))
+        self.made(graph, segment, bucket, None, job)
+    }
+
+    fn compile_streamed(
+        &self,
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        bucket: Bucket,
+        stage: &Buffer,
+        job: &Job,
+    ) -> Result<Arc<dyn Program>, CompileError> {
+        let handle = match stage.backing() {
+            Backing::Device(handle) if self.loader.is_some() => handle.clone(),
+            _ => return Err(self.foreign_stage(stage).into()),
+        };
+        let stage = handle.downcast::<Allocation>().map_err(|_| self.foreign_stage(stage))?;
+        self.made(graph, segment, bucket, Some(stage), job)
     }
 
     fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError> {
@@ -302,11 +355,16 @@ impl Device for VulkanDevice {
     }
 
     fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError> {
-        self.queue.submit(queue, work)
+        match &self.loader {
+            Some(loader) if queue == LOAD_QUEUE => loader.submit(queue, work),
+            _ => self.queue.submit(queue, work),
+        }
     }
 
     fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
-        self.queue.drain(out)
+        let Dropped(computed) = self.queue.drain(out);
+        let loaded = self.loader.as_ref().map_or(0, |loader| loader.drain(out).0);
+        Dropped(computed + loaded)
     }
 
     fn sample(&self) -> Sample {
@@ -316,7 +374,7 @@ impl Device for VulkanDevice {
 
     fn reset(&self) -> Result<(), DeviceError> {
         self.context.check()?;
-        if self.queue.is_alive() {
+        if self.queue.is_alive() && self.loader.as_ref().is_none_or(WorkQueue::is_alive) {
             return Ok(());
         }
         Err(DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 })

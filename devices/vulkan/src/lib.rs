@@ -13,6 +13,7 @@ mod context;
 mod device;
 mod instance;
 mod largest;
+mod loader;
 mod memory;
 mod pipelines;
 mod profile;

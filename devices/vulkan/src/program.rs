@@ -9,7 +9,7 @@ use trefoil_telemetry::Bytes;
 
 use crate::memory::Allocation;
 use crate::recording::Recording;
-use crate::weights::Resident;
+use crate::weights::{Resident, Stream};
 
 /// Recordings kept for each program: one for each step size in use.
 pub(crate) const RECORDINGS: usize = 12;
@@ -20,6 +20,8 @@ pub(crate) struct VulkanSegment {
     pub(crate) kernels: Kernels,
     pub(crate) bindings: Vec<Binding>,
     pub(crate) weights: Resident,
+    /// What must be copied before a run, where weights are not kept.
+    pub(crate) stream: Option<Stream>,
     /// Decoded vectors, then lists of addresses.
     pub(crate) constants: Allocation,
     /// Offsets of the lists in `constants`.
@@ -39,6 +41,10 @@ impl Program for VulkanSegment {
 
     fn scratch(&self) -> Bytes {
         Bytes(self.kernels.slots().iter().sum())
+    }
+
+    fn streamed(&self) -> Bytes {
+        Bytes(self.stream.as_ref().map_or(0, Stream::bytes))
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -11,6 +11,8 @@ use crate::memory::{Allocation, Kind};
 
 /// Bytes of one staging buffer.
 const STAGE: u64 = 16 << 20;
+/// Boundary on which pieces begin in a staging buffer.
+const GRAIN: u64 = 16;
 
 /// A command buffer with its fence; one submission at a time.
 pub(crate) struct Commands {
@@ -67,6 +69,16 @@ impl Commands {
             .map_err(|result| self.context.error("vkEndCommandBuffer", result))
     }
 
+    /// Begins what was recorded, on the queue for copies beside the work. [`Self::wait`] comes next.
+    fn begin(&self) -> Result<(), DeviceError> {
+        self.context.begin(self.buffer, self.fence, true)
+    }
+
+    /// Waits for what was begun.
+    fn wait(&self) -> Result<(), DeviceError> {
+        self.context.wait(self.fence)
+    }
+
     /// Runs what was recorded and waits until it is done.
     pub(crate) fn run(&self) -> Result<(), DeviceError> {
         self.context.run(self.buffer, self.fence)
@@ -87,6 +99,91 @@ impl Drop for Commands {
 pub(crate) struct Transfers {
     context: Arc<Context>,
     stage: Mutex<Option<Stage>>,
+    ring: Mutex<Option<Ring>>,
+}
+
+/// Two staging buffers: while one is copied from, the host fills the other.
+struct Ring {
+    slots: [Slot; 2],
+    /// The slot that is being filled.
+    at: usize,
+    /// Bytes in it.
+    filled: u64,
+    /// What is to be copied from it.
+    regions: Vec<(u64, u64, u64)>,
+}
+
+struct Slot {
+    commands: Commands,
+    up: Allocation,
+    /// Is a copy from it under way?
+    busy: bool,
+}
+
+impl Slot {
+    fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let up = Allocation::new(context, STAGE, Kind::Upload, None)?;
+        Ok(Self { commands: Commands::new(context)?, up, busy: false })
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        // Whatever comes of it, nothing is under way then.
+        if std::mem::take(&mut self.busy) { self.commands.wait() } else { Ok(()) }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Only after an error is something left; a lost device has nothing under way either.
+        let _ = self.wait();
+    }
+}
+
+impl Ring {
+    fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        let slots = [Slot::new(context)?, Slot::new(context)?];
+        Ok(Self { slots, at: 0, filled: 0, regions: Vec::new() })
+    }
+
+    /// Takes bytes that are to go to `at` of the target.
+    fn add(&mut self, to: &Allocation, mut at: u64, mut bytes: &[u8]) -> Result<(), DeviceError> {
+        while !bytes.is_empty() {
+            if self.filled == STAGE {
+                self.flush(to)?;
+            }
+            let (piece, rest) = bytes.split_at(bytes.len().min((STAGE - self.filled) as usize));
+            let slot = &mut self.slots[self.at];
+            slot.wait()?;
+            slot.up.write(self.filled, piece);
+            let len = piece.len() as u64;
+            self.regions.push((self.filled, at, len));
+            self.filled = (self.filled + len).next_multiple_of(GRAIN).min(STAGE);
+            (at, bytes) = (at + len, rest);
+        }
+        Ok(())
+    }
+
+    /// Begins the copy of what was taken so far, and goes on with the other buffer.
+    fn flush(&mut self, to: &Allocation) -> Result<(), DeviceError> {
+        self.filled = 0;
+        let regions = std::mem::take(&mut self.regions);
+        if regions.is_empty() {
+            return Ok(());
+        }
+        let slot = &mut self.slots[self.at];
+        record_copy(&slot.commands, &slot.up, to, &regions)?;
+        slot.commands.begin()?;
+        slot.busy = true;
+        self.at = 1 - self.at;
+        Ok(())
+    }
+
+    /// Copies what is left and waits for everything.
+    fn finish(&mut self, to: &Allocation) -> Result<(), DeviceError> {
+        let begun = self.flush(to);
+        let waited = self.slots.each_mut().map(Slot::wait);
+        begun.and(waited.into_iter().collect())
+    }
 }
 
 struct Stage {
@@ -103,7 +200,7 @@ impl std::fmt::Debug for Transfers {
 
 impl Transfers {
     pub(crate) fn new(context: &Arc<Context>) -> Self {
-        Self { context: context.clone(), stage: Mutex::default() }
+        Self { context: context.clone(), stage: Mutex::default(), ring: Mutex::default() }
     }
 
     /// Memory of the device's own.
@@ -149,6 +246,29 @@ impl Transfers {
             }
             Ok(())
         })
+    }
+
+    /// Writes pieces, each with its place in device memory, while the device may be at other work: the
+    /// host fills one staging buffer while the other is copied.
+    pub(crate) fn upload_all<'b>(
+        &self,
+        to: &Allocation,
+        mut pieces: impl Iterator<Item = (&'b [u8], u64)>,
+    ) -> Result<(), DeviceError> {
+        if to.is_mapped() {
+            pieces.for_each(|(bytes, at)| to.write(at, bytes));
+            return Ok(());
+        }
+        let mut ring = self.ring.lock();
+        let ring = match &mut *ring {
+            Some(ring) => ring,
+            none => none.insert(Ring::new(&self.context)?),
+        };
+        let added = pieces.try_for_each(|(bytes, at)| ring.add(to, at, bytes));
+        if added.is_err() {
+            ring.regions.clear();
+        }
+        added.and(ring.finish(to))
     }
 
     /// Reads `bytes` from `offset` of device memory.
@@ -211,20 +331,30 @@ fn copy(
     to: &Allocation,
     regions: &[(u64, u64, u64)],
 ) -> Result<(), DeviceError> {
+    if regions.is_empty() {
+        return Ok(()); // which Vulkan does not take
+    }
+    record_copy(commands, from, to, regions)?;
+    commands.run()
+}
+
+/// Records the copy of at least one region.
+fn record_copy(
+    commands: &Commands,
+    from: &Allocation,
+    to: &Allocation,
+    regions: &[(u64, u64, u64)],
+) -> Result<(), DeviceError> {
     let region = |&(from_at, to_at, len): &(u64, u64, u64)| {
         assert!(from_at + len <= from.len && to_at + len <= to.len, "copy inside");
         vk::BufferCopy::default().src_offset(from_at).dst_offset(to_at).size(len)
     };
     let regions: Vec<vk::BufferCopy> = regions.iter().map(region).collect();
-    if regions.is_empty() {
-        return Ok(()); // which Vulkan does not take
-    }
     commands.record(true, |device, buffer| {
         // SAFETY: recording is under way; all ranges are inside their buffers (checked above).
         unsafe { device.cmd_copy_buffer(buffer, from.buffer, to.buffer, &regions) };
         written(device, buffer);
-    })?;
-    commands.run()
+    })
 }
 
 /// What was copied becomes visible to the host and to kernels.

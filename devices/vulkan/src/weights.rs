@@ -101,6 +101,78 @@ impl Residency {
     }
 }
 
+/// Weights that are copied to a buffer before each run of their program.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    stage: Arc<Allocation>,
+    /// Storage, bytes of it, and where they begin in the buffer.
+    pieces: Vec<(Arc<Storage>, Range<usize>, u64)>,
+}
+
+impl Stream {
+    /// Lays weights out in a buffer; their addresses, in their order.
+    ///
+    /// # Errors
+    /// A buffer without room for them.
+    pub(crate) fn new(
+        stage: Arc<Allocation>,
+        weights: &[Weight],
+    ) -> Result<(Self, Resident), DeviceError> {
+        let mut sorted: Vec<&Weight> = weights.iter().collect();
+        sorted.sort_by_key(|weight| (Arc::as_ptr(weight.storage()), weight.offset()));
+        let mut pieces: Vec<(Arc<Storage>, Range<usize>, u64)> = Vec::new();
+        let mut size = 0u64;
+        for weight in sorted {
+            let range = range_of(weight);
+            // What follows without a gap (rows of a matrix that was cut) goes on where it is.
+            if let Some((storage, last, at)) = pieces.last_mut()
+                && Arc::ptr_eq(storage, weight.storage())
+                && range.start <= last.end
+                && (range.start - last.start).is_multiple_of(NEEDED)
+            {
+                last.end = last.end.max(range.end);
+                size = *at + last.len() as u64;
+                continue;
+            }
+            let at = size.next_multiple_of(ALIGNMENT);
+            size = at + range.len() as u64;
+            pieces.push((weight.storage().clone(), range, at));
+        }
+        if size > stage.len {
+            return Err(DeviceError::BadRequest {
+                what: "buffer for streamed weights".to_owned(),
+                expected: format!("at least {size} bytes"),
+                got: stage.len.to_string(),
+            });
+        }
+        let address = |weight: &Weight| {
+            let range = range_of(weight);
+            let mut pieces = pieces.iter();
+            let found = pieces.find(|(storage, bytes, _)| {
+                let inside = bytes.start <= range.start && range.end <= bytes.end;
+                inside && Arc::ptr_eq(storage, weight.storage())
+            });
+            let (_, bytes, at) = found.expect("laid out above");
+            stage.address + at + (range.start - bytes.start) as u64
+        };
+        let addresses = weights.iter().map(address).collect();
+        let resident = Resident { addresses, _extents: Vec::new() };
+        Ok((Self { stage, pieces }, resident))
+    }
+
+    /// Bytes of the copy.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|(_, range, _)| range.len() as u64).sum()
+    }
+
+    /// Copies the weights to the buffer.
+    pub(crate) fn load(&self, transfers: &Transfers) -> Result<(), DeviceError> {
+        let pieces = self.pieces.iter();
+        let pieces = pieces.map(|(storage, range, at)| (&storage.bytes()[range.clone()], *at));
+        transfers.upload_all(&self.stage, pieces)
+    }
+}
+
 fn range_of(weight: &Weight) -> Range<usize> {
     weight.offset()..weight.offset() + weight.len_bytes()
 }

@@ -75,6 +75,9 @@ impl Worker for VulkanWorker {
         self.context.check()?;
         match work {
             Work::Barrier => Ok(None),
+            Work::LoadWeights { .. } => {
+                Err(bad("work of this queue", "anything but weights to load", "weights"))
+            }
             Work::Copy { from, to } => self.copy(&from, &to).map(|()| None),
             Work::CopyColumns { from, to, columns } => {
                 self.copy_columns(&from, &to, columns).map(|()| None)

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use trefoil_devices_api::{
-    AllocRequest, Backing, Bucket, Buffer, BufferRef, Columns, Device, DeviceError, DomainId, Job,
-    Link, MemoryManager, Program, Purpose, Role, RunArgs, Work,
+    AllocRequest, Backing, Bucket, Buffer, BufferRef, Columns, CompileError, Device, DeviceError,
+    DomainId, Job, Link, MemoryManager, Program, Purpose, Role, RunArgs, Work,
 };
 use trefoil_graph::ops::TensorShape;
 use trefoil_graph::{LayerGraph, NodeIndex, Segment as GraphSegment, StepInputs, linear_part};
@@ -15,6 +15,7 @@ use trefoil_scheduler::{BucketPlan, Piece, PieceShare};
 use super::ExecuteError;
 use super::lanes::Lanes;
 use super::largest::LargestOf;
+use super::stages::{Load, Stages};
 use crate::kv::KvPool;
 
 /// A segment ready to be submitted.
@@ -27,6 +28,8 @@ pub(super) struct Segment {
     pub(super) index: usize,
     /// KV layers that it reads and writes.
     pub(super) kv: Vec<usize>,
+    /// How its weights get to the device, where they are streamed.
+    pub(super) load: Option<Load>,
     /// Its buffers, by number of the set.
     pub(super) sets: Vec<Bound>,
     /// What other devices compute at the same time, of a product that is split: no KV layers, and
@@ -179,6 +182,7 @@ pub(super) struct Compiler<'a> {
     kv: &'a KvPool,
     lanes: &'a mut Lanes,
     tensors: TensorPool,
+    stages: &'a mut Stages,
 }
 
 /// What is known of a bucket while its segments are compiled.
@@ -195,8 +199,9 @@ impl<'a> Compiler<'a> {
         memory: &'a MemoryManager,
         kv: &'a KvPool,
         lanes: &'a mut Lanes,
+        stages: &'a mut Stages,
     ) -> Self {
-        Self { graph, devices, memory, kv, lanes, tensors: TensorPool::default() }
+        Self { graph, devices, memory, kv, lanes, tensors: TensorPool::default(), stages }
     }
 
     /// Compiles a bucket's segments, for as many steps at once as a context of `context` tokens can
@@ -229,7 +234,22 @@ impl<'a> Compiler<'a> {
         let bucket = progress.bucket;
         let device = self.device(&piece.device)?;
         let label: Arc<str> = format!("{} {}", bucket.phase.name(), piece.name).into();
-        let program = compile(device, self.graph, &piece.segment, bucket, &label)?;
+        let job = Job::default();
+        let (program, load) = if piece.streamed {
+            let (stage, buffer) = self.stages.next(device, self.graph, piece)?;
+            let program = device.compile_streamed(self.graph, &piece.segment, bucket, buffer, &job);
+            let program = program.map_err(|source| compile_error(device, &label, source))?;
+            let load = Load {
+                lane: self.lanes.of_queue(device, stage.queue),
+                stage: stage.index,
+                label: format!("{} weights of {}", bucket.phase.name(), piece.name).into(),
+                to: device.domains()[0].id,
+                bytes: program.streamed().0,
+            };
+            (program, Some(load))
+        } else {
+            (compile(device, self.graph, &piece.segment, bucket, &label)?, None)
+        };
         for binding in program.bindings() {
             if let Role::Output(node) = binding.role {
                 progress.made_by.insert(node, device.clone());
@@ -244,7 +264,7 @@ impl<'a> Compiler<'a> {
         });
         let (kv, index, beside) = (kv.collect(), piece.index, Vec::new());
         let lane = self.lanes.of(device);
-        Ok(Segment { lane, program, label, index, kv, sets, beside })
+        Ok(Segment { lane, program, label, index, kv, load, sets, beside })
     }
 
     /// A product that several devices share: each makes some columns of the result in a buffer of its
@@ -313,7 +333,8 @@ impl<'a> Compiler<'a> {
             sets.push(Bound { copies, joins, args });
         }
         let (kv, index, beside) = (Vec::new(), piece.index, Vec::new());
-        Ok(Segment { lane: self.lanes.of(device), program, label, index, kv, sets, beside })
+        let (lane, load) = (self.lanes.of(device), None);
+        Ok(Segment { lane, program, label, index, kv, load, sets, beside })
     }
 
     /// Where a device reads a tensor, and the moves to there.
@@ -441,8 +462,11 @@ fn compile(
     bucket: Bucket,
     label: &Arc<str>,
 ) -> Result<Arc<dyn Program>, ExecuteError> {
-    device.compile(graph, segment, bucket, &Job::default()).map_err(|source| {
-        let (device, segment) = (device.info().name.clone(), label.to_string());
-        ExecuteError::Compile { device, segment, source }
-    })
+    let made = device.compile(graph, segment, bucket, &Job::default());
+    made.map_err(|source| compile_error(device, label, source))
+}
+
+fn compile_error(device: &Arc<dyn Device>, label: &Arc<str>, source: CompileError) -> ExecuteError {
+    let (device, segment) = (device.info().name.clone(), label.to_string());
+    ExecuteError::Compile { device, segment, source }
 }

@@ -12,6 +12,8 @@ use trefoil_devices_api::{
 #[derive(Debug)]
 struct Lane {
     device: Arc<dyn Device>,
+    /// Number of the queue on the device.
+    queue: usize,
     timeline: Arc<Timeline>,
     given: u64,
 }
@@ -62,12 +64,27 @@ pub(super) struct Lanes(Vec<Lane>);
 impl Lanes {
     /// The lane of a device; a new one if it has none yet.
     pub(super) fn of(&mut self, device: &Arc<dyn Device>) -> usize {
-        let name = &device.info().name;
-        self.0.iter().position(|lane| lane.device.info().name == *name).unwrap_or_else(|| {
+        self.of_queue(device, 0)
+    }
+
+    /// The lane of one of a device's queues; a new one if it has none yet.
+    pub(super) fn of_queue(&mut self, device: &Arc<dyn Device>, queue: usize) -> usize {
+        self.position(&device.info().name, queue).unwrap_or_else(|| {
             let (device, timeline) = (device.clone(), Arc::default());
-            self.0.push(Lane { device, timeline, given: 0 });
+            self.0.push(Lane { device, queue, timeline, given: 0 });
             self.0.len() - 1
         })
+    }
+
+    fn position(&self, name: &str, queue: usize) -> Option<usize> {
+        self.0.iter().position(|lane| lane.device.info().name == name && lane.queue == queue)
+    }
+
+    /// The first lane of a lane's device: a device tells of the work of all its queues at once.
+    pub(super) fn told_by(&self, lane: usize) -> usize {
+        let name = &self.0[lane].device.info().name;
+        let first = self.0.iter().position(|other| other.device.info().name == *name);
+        first.unwrap_or(lane)
     }
 
     /// Names of the devices, by lane.
@@ -90,7 +107,9 @@ impl Lanes {
         to.given += 1;
         let mark = Mark { lane, value: to.given };
         let signals = Points::from_iter([Point { timeline: to.timeline.clone(), value: to.given }]);
-        let id = to.device.submit(0, Submission { waits, signals, work, label: label.clone() })?;
+        let id = to
+            .device
+            .submit(to.queue, Submission { waits, signals, work, label: label.clone() })?;
         Ok((mark, id))
     }
 
@@ -113,7 +132,7 @@ impl Lanes {
             let (waits, work, label) = (Points::new(), Work::Barrier, "settle".into());
             let barrier = Submission { waits, signals, work, label };
             // A device that takes nothing any more has nothing to do either.
-            lane.device.submit(0, barrier).ok().map(|_| timeline)
+            lane.device.submit(lane.queue, barrier).ok().map(|_| timeline)
         });
         let behind: Vec<Arc<Timeline>> = behind.collect();
         for timeline in behind {

@@ -13,6 +13,7 @@ mod kv_moves;
 mod lanes;
 mod largest;
 mod queues;
+mod stages;
 mod steps;
 
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ use kv_moves::KvMoves;
 use lanes::{Mark, Marks};
 use largest::Sparse;
 use queues::{Given, Queues};
+use stages::Stages;
 use steps::Single;
 pub use steps::{StepOrder, Steps};
 
@@ -81,6 +83,7 @@ pub struct Executor {
     /// What used each KV layer's pages last.
     kv_used: Vec<Marks>,
     queues: Queues,
+    stages: Stages,
     slots: Vec<Slot>,
     /// Steps under way, the oldest first.
     flights: VecDeque<Flight>,
@@ -101,7 +104,9 @@ impl Executor {
         kv: KvPool,
     ) -> Result<Self, ExecuteError> {
         let mut queues = Queues::default();
-        let mut compiler = Compiler::new(graph, devices, memory, &kv, &mut queues.lanes);
+        let mut stages = Stages::of(graph, &plan.buckets);
+        let mut compiler =
+            Compiler::new(graph, devices, memory, &kv, &mut queues.lanes, &mut stages);
         // Largest first: its tensors serve the smaller buckets too.
         let mut order: Vec<&BucketPlan> = plan.buckets.iter().collect();
         order.sort_by_key(|bucket| std::cmp::Reverse(bucket.bucket.max_tokens));
@@ -117,6 +122,7 @@ impl Executor {
             kv,
             kv_moves,
             queues,
+            stages,
             slots: (0..at_once).map(|_| Slot::default()).collect(),
             flights: VecDeque::with_capacity(at_once),
             at_once,
@@ -235,6 +241,7 @@ impl Executor {
         self.slots.iter_mut().for_each(|slot| slot.taken = false);
         self.kv_used.iter_mut().for_each(Marks::clear);
         self.kv_moves.renew();
+        self.stages.renew();
         self.seen.clear();
         self.failures += 1;
     }
@@ -337,6 +344,8 @@ impl Executor {
         let slot = &self.slots[flight.slot];
         let (serial, before) = (flight.serial, flight.waits.clone());
         let mut parts = Marks::default();
+        let key = (flight.bucket, flight.submitted);
+        self.stages.load(&mut self.queues, key, segment, serial)?;
         for part in std::iter::once(segment).chain(&segment.beside) {
             let bound = &part.sets[flight.slot];
             flight.waits.clone_from(&before);
@@ -344,6 +353,9 @@ impl Executor {
             let mut waits = flight.waits.clone();
             for &layer in &part.kv {
                 waits.add_all(&self.kv_used[layer]);
+            }
+            if let Some(loaded) = self.stages.loaded(part) {
+                waits.add(loaded);
             }
             let work = Work::Run {
                 program: part.program.clone(),
@@ -355,6 +367,7 @@ impl Executor {
             for &layer in &part.kv {
                 self.kv_used[layer].replace(mark);
             }
+            self.stages.used(part, mark);
             flight.gave(mark);
             parts.add(mark);
         }
@@ -363,6 +376,11 @@ impl Executor {
             submit_copies(&mut self.queues, flight, &part.sets[flight.slot].joins, &slot.rows)?;
         }
         flight.submitted += 1;
+        // The copy of the next streamed weights goes on beside this segment's run.
+        let later = compiled.segments.iter().enumerate().skip(flight.submitted);
+        if let Some((index, next)) = later.into_iter().find(|(_, next)| next.load.is_some()) {
+            self.stages.load(&mut self.queues, (flight.bucket, index), next, serial)?;
+        }
         if flight.submitted == compiled.segments.len() {
             let output = &compiled.outputs[flight.slot];
             match output.largest.as_ref().filter(|of| of.takes(slot.largest)) {

@@ -41,10 +41,11 @@ impl Queues {
     ) -> Result<Mark, DeviceError> {
         let (mark, id) = self.lanes.submit(lane, waits, work, label)?;
         if self.recorder.is_on() {
+            let key = (self.lanes.told_by(lane), id);
             match given {
-                Given::Segment(index) => self.recorder.segment(serial, (lane, id), label, index),
+                Given::Segment(index) => self.recorder.segment(serial, key, label, index),
                 Given::Copy { kind, domains, bytes } => {
-                    self.recorder.copy(serial, (lane, id), label, kind, domains, bytes);
+                    self.recorder.copy(serial, key, label, kind, domains, bytes);
                 }
             }
         }
@@ -56,7 +57,8 @@ impl Queues {
         if !self.recorder.is_on() {
             return;
         }
-        for lane in 0..self.lanes.len() {
+        let tells = |lane: &usize| self.lanes.told_by(*lane) == *lane;
+        for lane in (0..self.lanes.len()).filter(tells) {
             let mut finished = self.recorder.scratch();
             self.lanes.drain(lane, &mut finished);
             for done in finished.drain(..) {

@@ -100,6 +100,7 @@ impl<'a> Dual<'a> {
     /// equal share. The bound never falls (block coordinate ascent). False if nothing is possible.
     fn balance(&mut self, unit: usize) -> bool {
         let (modes, devices) = (self.toll.len(), self.instance.devices.len());
+        let instance = self.instance;
         let mut chain = vec![vec![f64::INFINITY; devices]; modes];
         for (mode, row) in chain.iter_mut().enumerate() {
             for (step, cost) in self.trellis.steps[unit].iter().zip(&self.steps[mode][unit]) {
@@ -112,12 +113,15 @@ impl<'a> Dual<'a> {
         let mut best = f64::INFINITY;
         let mut least = vec![0.0; modes];
         for &(index, home) in &self.homes[unit] {
-            let in_set = |mode: usize| bits(home.devices[mode]).filter(|&d| d < devices);
+            let in_set = |mode: usize| bits(home.reaches(mode)).filter(|&d| d < devices);
+            let through = |mode: usize, device: usize| {
+                chain[mode][device] + more(instance, home, mode, unit, device)
+            };
             let mut sum = self.priced(home);
-            for mode in 0..modes {
-                let costs = in_set(mode).map(|device| chain[mode][device]);
-                least[mode] = costs.fold(f64::INFINITY, f64::min);
-                sum += least[mode];
+            for (mode, least) in least.iter_mut().enumerate() {
+                let costs = in_set(mode).map(|device| through(mode, device));
+                *least = costs.fold(f64::INFINITY, f64::min);
+                sum += *least;
             }
             if sum.is_infinite() {
                 continue;
@@ -128,8 +132,8 @@ impl<'a> Dual<'a> {
             }
             for mode in 0..modes {
                 for device in in_set(mode) {
-                    let through = sum - least[mode] + chain[mode][device];
-                    joint[mode][device] = joint[mode][device].min(through);
+                    let all = sum - least[mode] + through(mode, device);
+                    joint[mode][device] = joint[mode][device].min(all);
                 }
             }
         }
@@ -170,9 +174,10 @@ impl<'a> Dual<'a> {
     pub(super) fn rest(&self, unit: usize) -> f64 {
         let paid = |home: &Home, mode: usize| {
             let toll = &self.toll[mode][unit];
-            let devices = bits(home.devices[mode]).filter(|&d| d < toll.len());
+            let devices = bits(home.reaches(mode)).filter(|&d| d < toll.len());
             let usable = devices.filter(|&d| toll[d].is_finite());
-            usable.map(|d| -toll[d]).fold(f64::INFINITY, f64::min)
+            let paid = usable.map(|d| more(self.instance, home, mode, unit, d) - toll[d]);
+            paid.fold(f64::INFINITY, f64::min)
         };
         let homes = self.homes[unit].iter().map(|(_, home)| {
             self.priced(home) + (0..self.toll.len()).map(|mode| paid(home, mode)).sum::<f64>()
@@ -257,4 +262,16 @@ impl<'a> Dual<'a> {
 /// Indices of the bits that are set.
 pub(super) fn bits(set: u32) -> impl Iterator<Item = usize> {
     (0..32).filter(move |bit| set & (1 << bit) != 0)
+}
+
+/// What a home makes a unit cost more on a device: infinite where its weights cannot be streamed.
+pub(super) fn more(
+    instance: &Instance,
+    home: &Home,
+    mode: usize,
+    unit: usize,
+    device: usize,
+) -> f64 {
+    let streamed = home.streams_to(mode, device);
+    instance.modes[mode].streaming(unit, device, streamed).unwrap_or(f64::INFINITY)
 }

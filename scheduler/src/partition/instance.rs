@@ -66,6 +66,10 @@ pub struct Mode {
     pub name: String,
     /// `[unit][device]`: cost of running it there; absent where it cannot or may not run.
     pub run: Vec<Vec<Option<f64>>>,
+    /// `[unit][device]`: what it costs more where the unit's weights are streamed to the device for
+    /// every step; absent where they cannot be. Empty if they can be nowhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stream: Vec<Vec<Option<f64>>>,
     /// `[device]`: cost of starting a run of units on it.
     pub start: Vec<f64>,
     /// `[tensor][from domain][to domain]`: cost of a move; absent where there is no link.
@@ -92,6 +96,10 @@ pub struct Home {
     pub cost: f64,
     /// By mode: devices that can run the unit with this home, bit `d` for device `d`.
     pub devices: Vec<DeviceSet>,
+    /// By mode: devices that can run the unit with this home if its weights are streamed to them;
+    /// those of `devices` need not. Empty if there are none in any mode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<DeviceSet>,
     /// Domains of the KV pages in prefill and in decode, if the unit has some.
     pub kv: Option<[usize; 2]>,
 }
@@ -127,6 +135,26 @@ pub struct Malformed {
     pub got: String,
 }
 
+impl Home {
+    /// All devices that can run the unit in a mode, with its weights streamed or not.
+    pub fn reaches(&self, mode: usize) -> DeviceSet {
+        self.devices[mode] | self.streams.get(mode).copied().unwrap_or(0)
+    }
+
+    /// Are the weights streamed if the unit runs on this device? One that has them need not.
+    pub fn streams_to(&self, mode: usize, device: usize) -> bool {
+        self.devices[mode] & (1 << device) == 0
+    }
+}
+
+impl Mode {
+    /// What running a unit on a device costs beyond [`Mode::run`]; `None` if weights are to be
+    /// streamed where they cannot be.
+    pub fn streaming(&self, unit: usize, device: usize, streamed: bool) -> Option<f64> {
+        if streamed { *self.stream.get(unit)?.get(device)? } else { Some(0.0) }
+    }
+}
+
 impl Instance {
     /// Cost and memory of a placement: the definition that search, tests and readers share. `None`
     /// if it breaks a rule: a device that cannot run a unit or address its home, no link for a
@@ -145,7 +173,7 @@ impl Instance {
                 *sum += bytes;
             }
             for (mode, devices) in assignment.devices.iter().enumerate() {
-                if home.devices[mode] & (1 << devices[unit]) == 0 {
+                if home.reaches(mode) & (1 << devices[unit]) == 0 {
                     return None;
                 }
             }
@@ -154,10 +182,19 @@ impl Instance {
             return None;
         }
         let reads = self.reads();
-        for (mode, devices) in self.modes.iter().zip(&assignment.devices) {
-            cost += self.cost_with(&reads, mode, devices)?;
+        for (index, (mode, devices)) in self.modes.iter().zip(&assignment.devices).enumerate() {
+            let streamed = self.streamed(assignment, index);
+            cost += self.cost_with(&reads, mode, devices, &streamed)?;
         }
         Some(Score { cost, memory })
+    }
+
+    /// By unit: are its weights streamed in a mode?
+    pub fn streamed(&self, assignment: &Assignment, mode: usize) -> Vec<bool> {
+        let units = assignment.homes.iter().zip(&assignment.devices[mode]).enumerate();
+        units
+            .map(|(unit, (&home, &device))| self.homes[unit][home].streams_to(mode, device))
+            .collect()
     }
 
     /// The problem with only some of its modes.
@@ -167,15 +204,23 @@ impl Instance {
         part.modes = modes.iter().map(|&mode| self.modes[mode].clone()).collect();
         for home in part.homes.iter_mut().flatten() {
             home.devices = modes.iter().map(|&mode| home.devices[mode]).collect();
+            if !home.streams.is_empty() {
+                home.streams = modes.iter().map(|&mode| home.streams[mode]).collect();
+            }
         }
         part
     }
 
     /// Can a device that the home serves run the unit in each mode?
     pub fn serves(&self, unit: usize, home: &Home) -> bool {
-        self.modes.iter().zip(&home.devices).all(|(mode, set)| {
+        self.modes.iter().enumerate().all(|(index, mode)| {
+            let set = home.reaches(index);
             let mut devices = mode.run[unit].iter().enumerate();
-            devices.any(|(device, cost)| set & (1 << device) != 0 && cost.is_some())
+            devices.any(|(device, cost)| {
+                let streamed = home.streams_to(index, device);
+                let can = cost.is_some() && mode.streaming(unit, device, streamed).is_some();
+                set & (1 << device) != 0 && can
+            })
         })
     }
 
@@ -189,12 +234,19 @@ impl Instance {
         reads
     }
 
-    /// Cost of one mode; `None` if a unit cannot run where it is, or a link is missing.
-    pub fn mode_cost(&self, mode: &Mode, devices: &[usize]) -> Option<f64> {
-        self.cost_with(&self.reads(), mode, devices)
+    /// Cost of one mode, with the weights of some units streamed; `None` if a unit cannot run where
+    /// it is, or a link is missing.
+    pub fn mode_cost(&self, mode: &Mode, devices: &[usize], streamed: &[bool]) -> Option<f64> {
+        self.cost_with(&self.reads(), mode, devices, streamed)
     }
 
-    fn cost_with(&self, reads: &[(usize, usize)], mode: &Mode, devices: &[usize]) -> Option<f64> {
+    fn cost_with(
+        &self,
+        reads: &[(usize, usize)],
+        mode: &Mode,
+        devices: &[usize],
+        streamed: &[bool],
+    ) -> Option<f64> {
         let mut cost = 0.0;
         // By tensor: a bit per domain that a copy went to.
         let mut copies = vec![0u32; self.tensors.len()];
@@ -212,7 +264,7 @@ impl Instance {
                     copies[tensor] |= 1 << device.domain;
                 }
             }
-            cost += mode.run[unit][at]?;
+            cost += mode.run[unit][at]? + mode.streaming(unit, at, streamed[unit])?;
         }
         Some(cost)
     }
@@ -259,6 +311,13 @@ impl Instance {
         };
         for mode in &self.modes {
             equal("units of a mode", mode.run.len(), units)?;
+            if !mode.stream.is_empty() {
+                equal("streamed units of a mode", mode.stream.len(), units)?;
+            }
+            for row in &mode.stream {
+                equal("devices of a streamed unit", row.len(), devices)?;
+                row.iter().flatten().try_for_each(|&cost| number("cost of streaming", cost))?;
+            }
             equal("starts of a mode", mode.start.len(), devices)?;
             equal("tensors of a mode", mode.transfer.len(), self.tensors.len())?;
             for row in &mode.run {
@@ -277,6 +336,9 @@ impl Instance {
         for home in self.homes.iter().flatten() {
             equal("budgets of a home", home.memory.len(), self.budgets.len())?;
             equal("modes of a home", home.devices.len(), self.modes.len())?;
+            if !home.streams.is_empty() {
+                equal("streaming modes of a home", home.streams.len(), self.modes.len())?;
+            }
             number("cost of a home", home.cost)?;
         }
         Ok(())

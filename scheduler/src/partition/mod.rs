@@ -8,7 +8,9 @@
 //! units cost where they run, plus a start whenever the device changes, plus a move whenever a
 //! device reads a tensor from a domain that it cannot address. Homes take memory out of budgets:
 //! choosing a home once for all modes is what counts shared weights once. A home that keeps KV pages
-//! in one domain for prefill and in another for decode carries the price of the move.
+//! in one domain for prefill and in another for decode carries the price of the move. A device that
+//! a home does not serve may still run the unit in modes where its weights can be *streamed* to it
+//! from the home: they are copied for every step, which costs time instead of memory.
 //!
 //! # Why the result is exact
 //! 1. *States.* Within a mode, what units after `u` cost depends on the units up to `u` only through
@@ -19,7 +21,7 @@
 //! 2. *Bound.* Two things couple the modes: they share a unit's home, and homes share budgets.
 //!    `bound` prices both. With a price per byte and a toll per (mode, unit, device), paid by the
 //!    mode and received by the home, every mode is a shortest path of its own and every home a
-//!    minimum of its own; the tolls cancel in any real placement, and prices are at least zero while
+//!    minimum of its own, which is also what pays for streaming; the tolls cancel in any real placement, and prices are at least zero while
 //!    `memory - budget` is at most zero. So the sum of the minima is a lower bound whatever the
 //!    prices are (Lagrangian duality); bad prices make it weak, never wrong.
 //! 3. *Search.* `search` extends labels unit by unit, all modes at once. A label is dropped only if
@@ -46,7 +48,8 @@ pub use instance::{
 };
 
 use bound::Dual;
-use search::{Search, contested};
+use search::Search;
+pub(crate) use search::contested;
 use trefoil_telemetry::Bytes;
 use trellis::Trellis;
 
@@ -130,6 +133,16 @@ pub enum PartitionError {
 
 /// Finds the best placement.
 pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionError> {
+    let found = solve_below(instance, limits, f64::INFINITY)?;
+    Ok(found.expect("only a limit can rule placements out"))
+}
+
+/// Finds the best placement that costs less than `most`; `None` if it is proved that there is none.
+pub fn solve_below(
+    instance: &Instance,
+    limits: Limits,
+    most: f64,
+) -> Result<Option<Solution>, PartitionError> {
     instance.check()?;
     for (unit, name) in instance.units.iter().enumerate() {
         if !instance.homes[unit].iter().any(|home| instance.serves(unit, home)) {
@@ -149,12 +162,15 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     if dual.value() > ceiling(instance) * (1.0 + 1e-9) {
         return Err(does_not_fit(instance));
     }
+    if dual.value() >= most {
+        return Ok(None);
+    }
     let mut search = Search::new(instance, &trellis, &dual, &contested);
     let mut best: Option<(f64, Assignment)> = None;
     let mut lower_bound = dual.value();
     // Narrow searches first: what they find cuts the wide ones.
     for width in [16, 64, limits.width] {
-        let known = best.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost);
+        let known = best.as_ref().map_or(most, |(cost, _)| *cost);
         let limit = known * (1.0 - limits.tolerance);
         let found = search.run(limit, width.min(limits.width), limits.branches);
         let cost = found.best.as_ref().map_or(f64::INFINITY, |(cost, _)| *cost);
@@ -169,6 +185,9 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     if best.is_none() && lower_bound.is_infinite() {
         return Err(does_not_fit(instance));
     }
+    if best.is_none() && lower_bound >= most * (1.0 - limits.tolerance) {
+        return Ok(None);
+    }
     let Some((_, assignment)) = best else {
         return Err(PartitionError::NotFound { width: limits.width });
     };
@@ -176,7 +195,8 @@ pub fn solve(instance: &Instance, limits: Limits) -> Result<Solution, PartitionE
     // Sums in another order differ in the last digits.
     let lower_bound = lower_bound.min(score.cost);
     let optimal = score.cost - lower_bound <= score.cost * limits.tolerance.max(1e-9);
-    Ok(Solution { assignment, cost: score.cost, memory: score.memory, lower_bound, optimal })
+    let (cost, memory) = (score.cost, score.memory);
+    Ok(Some(Solution { assignment, cost, memory, lower_bound, optimal }))
 }
 
 /// Bytes of each budget that any placement takes.
@@ -195,7 +215,8 @@ fn ceiling(instance: &Instance) -> f64 {
     let homes = instance.homes.iter().map(|homes| most(&mut homes.iter().map(|home| home.cost)));
     let modes = instance.modes.iter().map(|mode| {
         let start = most(&mut mode.start.iter().copied());
-        let runs = mode.run.iter().map(|row| most(&mut row.iter().flatten().copied()) + start);
+        let rows = mode.run.iter().chain(&mode.stream);
+        let runs = rows.map(|row| most(&mut row.iter().flatten().copied()) + start);
         let moves = mode.transfer.iter().map(|table| {
             most(&mut table.iter().flatten().flatten().copied()) * instance.domains.len() as f64
         });

@@ -1,7 +1,7 @@
 //! Label-setting search over units, all modes at once, cut by the bound.
 
-use super::bound::Dual;
-use super::instance::{Assignment, Instance, MAX_BUDGETS, MAX_MODES};
+use super::bound::{Dual, more};
+use super::instance::{Assignment, Home, Instance, MAX_BUDGETS, MAX_MODES};
 use super::trellis::Trellis;
 
 /// A placement of the first units: what later ones can know of it, and what it cost.
@@ -190,7 +190,7 @@ impl<'a> Search<'a> {
             // Least that each mode and those after it add.
             let mut least = [0.0; MAX_MODES + 1];
             for mode in (0..modes).rev() {
-                let values = self.ways(unit, label, mode, home.devices[mode]).map(|way| way.3);
+                let values = self.ways(unit, label, mode, home).map(|way| way.3);
                 least[mode] = least[mode + 1] + values.fold(f64::INFINITY, f64::min);
             }
             if bound + least[0] >= self.limit {
@@ -203,9 +203,7 @@ impl<'a> Search<'a> {
             for mode in 0..modes {
                 longer.clear();
                 for half in &partial {
-                    for (device, to, cost, value) in
-                        self.ways(unit, label, mode, home.devices[mode])
-                    {
+                    for (device, to, cost, value) in self.ways(unit, label, mode, home) {
                         if half.bound + value + least[mode + 1] >= self.limit {
                             continue;
                         }
@@ -238,14 +236,18 @@ impl<'a> Search<'a> {
         unit: usize,
         label: &Label,
         mode: usize,
-        devices: u32,
+        home: &Home,
     ) -> impl Iterator<Item = (usize, usize, f64, f64)> {
         let steps = self.trellis.steps_from(unit, label.states[mode] as usize);
         steps.filter_map(move |index| {
             let step = &self.trellis.steps[unit][index];
-            let cost = self.dual.steps[mode][unit][index];
+            if home.reaches(mode) & (1 << step.device) == 0 {
+                return None;
+            }
+            let more = more(self.instance, home, mode, unit, step.device);
+            let cost = self.dual.steps[mode][unit][index] + more;
             let value = cost + self.dual.back[mode][unit][step.to];
-            let usable = devices & (1 << step.device) != 0 && value.is_finite();
+            let usable = value.is_finite();
             usable.then_some((step.device, step.to, cost, value))
         })
     }
@@ -288,7 +290,7 @@ fn undominated(mut labels: Vec<Label>) -> Vec<Label> {
 }
 
 /// Budgets that some choice of homes exceeds: all others can be forgotten.
-pub(super) fn contested(instance: &Instance) -> Vec<usize> {
+pub(crate) fn contested(instance: &Instance) -> Vec<usize> {
     let most = |budget: usize| -> u128 {
         let units = instance.homes.iter();
         units

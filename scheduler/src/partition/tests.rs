@@ -56,12 +56,19 @@ fn random(seed: u64) -> Instance {
     if units > 3 && r.chance(30) {
         tensors.remove(r.between(0, tensors.len() - 1));
     }
+    let streaming = r.chance(50);
     let modes: Vec<Mode> = (0..modes)
         .map(|mode| Mode {
             name: format!("m{mode}"),
             run: (0..units)
                 .map(|_| (0..devices).map(|_| (!r.chance(8)).then(|| r.cost())).collect())
                 .collect(),
+            stream: if streaming {
+                let cell = |r: &mut Random| (!r.chance(20)).then(|| r.cost() / 2.0);
+                (0..units).map(|_| (0..devices).map(|_| cell(&mut r)).collect()).collect()
+            } else {
+                Vec::new()
+            },
             start: (0..devices).map(|_| r.cost() / 4.0).collect(),
             transfer: tensors
                 .iter()
@@ -84,6 +91,19 @@ fn random(seed: u64) -> Instance {
             }
         })
         .collect();
+    let mut homes = homes;
+    if streaming {
+        // Homes in the first domain reach some devices elsewhere, mostly in the first mode.
+        for home in homes.iter_mut().flatten().filter(|home| home.memory[0] > 0) {
+            let set = |r: &mut Random| {
+                (0..nodes.len()).filter(|_| r.chance(50)).fold(0, |s, d| s | 1 << d)
+            };
+            let later = |r: &mut Random| if r.chance(25) { set(r) } else { 0 };
+            home.streams = (0..modes.len())
+                .map(|m| if m == 0 { set(&mut r) } else { later(&mut r) })
+                .collect();
+        }
+    }
     let total: u64 = homes.iter().map(|homes| homes[0].memory.iter().sum::<u64>()).sum();
     let budgets = (0..=domains)
         .map(|index| {
@@ -114,7 +134,7 @@ fn weight_homes(
             memory[nodes[own].domain] += memory[domains];
             let devices = (0..nodes.len()).filter(|&d| pools & (1 << pool(d)) != 0);
             let set = devices.fold(0, |set, device| set | 1 << device);
-            Home { memory, cost: 0.0, devices: vec![set; modes], kv: None }
+            Home { memory, cost: 0.0, devices: vec![set; modes], streams: Vec::new(), kv: None }
         })
         .collect()
 }
@@ -140,7 +160,8 @@ fn kv_homes(
             let devices =
                 (0..modes).map(|mode| reach(if mode == 0 { first } else { later })).collect();
             let cost = if first == later { 0.0 } else { r.cost() };
-            homes.push(Home { memory, cost, devices, kv: Some([first, later]) });
+            let streams = Vec::new();
+            homes.push(Home { memory, cost, devices, streams, kv: Some([first, later]) });
         }
     }
     homes
@@ -150,7 +171,8 @@ fn kv_homes(
 fn leaves(instance: &Instance) -> f64 {
     let per_unit = instance.homes.iter().map(|homes| {
         let ways = |home: &Home| {
-            home.devices.iter().map(|set| f64::from(set.count_ones())).product::<f64>()
+            let sets = (0..home.devices.len()).map(|mode| home.reaches(mode));
+            sets.map(|set| f64::from(set.count_ones())).product::<f64>()
         };
         homes.iter().map(ways).sum::<f64>()
     });
@@ -190,7 +212,8 @@ fn choose_devices(
         return choose(instance, unit + 1, current, best);
     }
     for device in 0..instance.devices.len() {
-        let allowed = instance.homes[unit][current.homes[unit]].devices[mode] & (1 << device) != 0;
+        let home = &instance.homes[unit][current.homes[unit]];
+        let allowed = home.reaches(mode) & (1 << device) != 0;
         if allowed && instance.modes[mode].run[unit][device].is_some() {
             current.devices[mode][unit] = device;
             choose_devices(instance, unit, mode + 1, current, best);
@@ -201,7 +224,7 @@ fn choose_devices(
 #[test]
 fn the_plan_equals_brute_force_on_random_problems() {
     let (mut solved, mut unsolvable, mut seed) = (0, 0, 0);
-    let (mut tight, mut branching, mut narrow_gaps) = (0, 0, 0);
+    let (mut tight, mut branching, mut narrow_gaps, mut streamed) = (0, 0, 0, 0);
     while solved < 2_500 {
         seed += 1;
         let instance = random(seed);
@@ -217,6 +240,10 @@ fn the_plan_equals_brute_force_on_random_problems() {
                 assert!(got.optimal && got.gap() < 1e-9, "seed {seed}: not proved");
                 let score = instance.score(&got.assignment).expect("keeps the rules");
                 assert_eq!((score.cost, &score.memory), (got.cost, &got.memory), "seed {seed}");
+                let below = |most| solve_below(&instance, Limits::EXACT, most).expect("solvable");
+                assert_eq!(below(want * 0.99), None, "seed {seed}: none is cheaper");
+                let again = below(want * 1.01 + 1e-6).map(|found| found.cost);
+                assert_eq!(again, Some(got.cost), "seed {seed}");
                 // With hardly any room the answer may be worse, but not the bound.
                 let tiny = Limits { width: 1, branches: 2, rounds: 3, tolerance: 0.0, enough: 0.0 };
                 if let Ok(rough) = solve(&instance, tiny) {
@@ -225,6 +252,8 @@ fn the_plan_equals_brute_force_on_random_problems() {
                     narrow_gaps += usize::from(rough.cost > want + 1e-9);
                 }
                 solved += 1;
+                let streams = |mode| instance.streamed(&got.assignment, mode).contains(&true);
+                streamed += usize::from((0..instance.modes.len()).any(streams));
                 tight += usize::from(!contested(&instance).is_empty());
                 branching += usize::from(instance.tensors.iter().any(|t| t.readers.len() > 1));
             }
@@ -235,9 +264,10 @@ fn the_plan_equals_brute_force_on_random_problems() {
         }
     }
     println!(
-        "{solved} solved ({tight} with contested memory, {branching} branching), {unsolvable} without \
-         solution, of seeds 1 to {seed}; {narrow_gaps} not solved by a search of one label"
+        "{solved} solved ({tight} with contested memory, {branching} branching, {streamed} with \
+         streamed weights), {unsolvable} without solution, of seeds 1 to {seed}; {narrow_gaps} not solved by a search of one label"
     );
+    assert!(streamed > solved / 20, "{streamed}");
     assert!(tight > solved / 3 && branching > solved / 4 && unsolvable > 50);
     assert!(narrow_gaps > 0, "too easy: the greedy path solves all");
 }

@@ -6,6 +6,7 @@ use trefoil_telemetry::Bytes;
 
 use super::PlanRequest;
 use super::problem::Tables;
+use super::splits::Splits;
 use crate::cost::Cost;
 use crate::partition::{Assignment, Home, Instance, Limits, Mode, Solution, solve};
 use crate::plan::{Alternative, Totals};
@@ -44,7 +45,7 @@ pub(super) struct Judge<'t, 'a> {
     pub(super) tables: &'t Tables<'a>,
     pub(super) instance: &'t Instance,
     /// Bucket of each mode of the instance.
-    used: &'t [usize],
+    pub(super) used: &'t [usize],
     /// By bucket.
     seconds: Vec<Mode>,
     joules: Vec<Mode>,
@@ -58,10 +59,10 @@ impl<'t, 'a> Judge<'t, 'a> {
     }
 
     /// Cost of one step in a bucket.
-    pub(super) fn step(&self, bucket: usize, devices: &[usize]) -> Option<Cost> {
+    pub(super) fn step(&self, bucket: usize, devices: &[usize], streamed: &[bool]) -> Option<Cost> {
         Some(Cost {
-            seconds: self.instance.mode_cost(&self.seconds[bucket], devices)?,
-            joules: self.instance.mode_cost(&self.joules[bucket], devices)?,
+            seconds: self.instance.mode_cost(&self.seconds[bucket], devices, streamed)?,
+            joules: self.instance.mode_cost(&self.joules[bucket], devices, streamed)?,
         })
     }
 
@@ -71,7 +72,8 @@ impl<'t, 'a> Judge<'t, 'a> {
         let mut tokens = 0.0;
         for (mode, &bucket) in self.used.iter().enumerate() {
             let used = &self.tables.uses[bucket];
-            let cost = self.step(bucket, &assignment.devices[mode])? * used.steps;
+            let streamed = self.instance.streamed(assignment, mode);
+            let cost = self.step(bucket, &assignment.devices[mode], &streamed)? * used.steps;
             match used.phase {
                 Phase::Prefill => prefill = prefill + cost,
                 Phase::Decode => {
@@ -110,14 +112,22 @@ impl<'t, 'a> Judge<'t, 'a> {
     }
 
     /// The placement with given devices and the homes that cost least for them; `None` if a unit
-    /// has no home that serves them.
-    fn assignment(&self, device: impl Fn(usize, usize) -> usize) -> Option<Assignment> {
+    /// has no home that serves them. Weights are kept, not streamed.
+    pub(super) fn assignment(&self, device: impl Fn(usize, usize) -> usize) -> Option<Assignment> {
+        self.assignment_where(device, |home, mode| home.devices[mode])
+    }
+
+    fn assignment_where(
+        &self,
+        device: impl Fn(usize, usize) -> usize,
+        reach: impl Fn(&Home, usize) -> u32,
+    ) -> Option<Assignment> {
         let (modes, units) = (self.instance.modes.len(), self.instance.units.len());
         let devices: Vec<Vec<usize>> =
             (0..modes).map(|mode| (0..units).map(|unit| device(mode, unit)).collect()).collect();
         let home = |unit: usize| {
             let serves = |home: &Home| {
-                (0..modes).all(|mode| home.devices[mode] & (1 << devices[mode][unit]) != 0)
+                (0..modes).all(|mode| reach(home, mode) & (1 << devices[mode][unit]) != 0)
             };
             let homes = self.instance.homes[unit].iter().enumerate();
             let homes = homes.filter(|(_, home)| serves(home));
@@ -143,14 +153,21 @@ impl<'t, 'a> Judge<'t, 'a> {
                     let name = format!("{first}, from {} on {second}", self.instance.units[cut]);
                     all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
                 }
-                let phases =
-                    self.assignment(|mode, _| match self.tables.uses[self.used[mode]].phase {
-                        Phase::Prefill => a,
-                        Phase::Decode => b,
-                    });
-                if let Some((cost, assignment)) = phases.and_then(|phases| self.scored(phases)) {
-                    let name = format!("prefill {first}, decode {second}");
-                    all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
+                let device = |mode: usize, _| match self.tables.uses[self.used[mode]].phase {
+                    Phase::Prefill => a,
+                    Phase::Decode => b,
+                };
+                let mut add = |name: String, phases: Option<Assignment>| {
+                    if let Some((cost, assignment)) = phases.and_then(|phases| self.scored(phases))
+                    {
+                        all.push(Candidate { name, plain: false, outcome: Ok((cost, assignment)) });
+                    }
+                };
+                add(format!("prefill {first}, decode {second}"), self.assignment(device));
+                if !self.tables.stream.is_empty() {
+                    let streamed = self.assignment_where(device, Home::reaches);
+                    let name = format!("prefill {first} with streamed weights, decode {second}");
+                    add(name, streamed);
                 }
             }
         }
@@ -158,7 +175,7 @@ impl<'t, 'a> Judge<'t, 'a> {
         all
     }
 
-    fn scored(&self, assignment: Assignment) -> Option<(f64, Assignment)> {
+    pub(super) fn scored(&self, assignment: Assignment) -> Option<(f64, Assignment)> {
         Some((self.instance.score(&assignment)?.cost, assignment))
     }
 
@@ -213,11 +230,42 @@ impl<'t, 'a> Judge<'t, 'a> {
         Alternative { name, score: Some(cost), totals: self.totals(&assignment), why }
     }
 
+    /// What splits make of a prediction.
+    pub(super) fn with_splits(&self, mut totals: Totals, splits: &Splits) -> Totals {
+        let of = |phase: Phase| {
+            let modes =
+                self.used.iter().filter(move |bucket| self.tables.uses[**bucket].phase == phase);
+            modes.map(|&bucket| (&self.tables.uses[bucket], splits.saved(bucket)))
+        };
+        let prefill: Cost = of(Phase::Prefill).map(|(used, saved)| saved * used.steps).sum();
+        let decode: Cost = of(Phase::Decode).map(|(used, saved)| saved * used.steps).sum();
+        let tokens: f64 =
+            of(Phase::Decode).map(|(used, _)| used.steps * used.step.tokens as f64).sum();
+        totals.first_token_seconds -= prefill.seconds;
+        totals.prompt_joules -= prefill.joules;
+        totals.token_seconds -= decode.seconds / tokens.max(1.0);
+        totals.token_joules -= decode.joules / tokens.max(1.0);
+        totals
+    }
+
+    /// What the plan says of splits that gain too little.
+    pub(super) fn split_alternative(&self, chosen: &Solution, splits: &Splits) -> Alternative {
+        let totals = self.totals(&chosen.assignment);
+        let gain = percent(splits.gain / chosen.cost);
+        Alternative {
+            name: format!("{} products split over two devices", splits.count()),
+            score: Some(chosen.cost - splits.gain),
+            totals: totals.map(|totals| self.with_splits(totals, splits)),
+            why: format!("gains {gain}, too little for what predictions are good for"),
+        }
+    }
+
     /// The plan's reasons in words.
     pub(super) fn reasons(
         &self,
         request: &PlanRequest<'_>,
         solution: &Solution,
+        splits: &Splits,
         alternatives: &[Alternative],
         simpler: Option<String>,
     ) -> Vec<String> {
@@ -231,6 +279,14 @@ impl<'t, 'a> Judge<'t, 'a> {
             )
         }];
         reasons.extend(simpler);
+        if splits.count() > 0 {
+            reasons.push(format!(
+                "{} products are split over two devices, which saves {} more (the bound is that of \
+                 whole products)",
+                splits.count(),
+                percent(splits.gain / solution.cost)
+            ));
+        }
         let next = alternatives
             .iter()
             .find(|other| other.score.is_some_and(|score| score > solution.cost * (1.0 + 1e-9)));
@@ -253,6 +309,23 @@ impl<'t, 'a> Judge<'t, 'a> {
                 })
             })
         };
+        for (mode, &bucket) in self.used.iter().enumerate() {
+            let streamed = self.instance.streamed(&solution.assignment, mode);
+            let units = streamed.iter().enumerate().filter(|(_, streamed)| **streamed);
+            let device = |unit: usize| self.tables.devices[solution.assignment.devices[mode][unit]];
+            let bytes = units
+                .clone()
+                .map(|(unit, _)| self.tables.model.weight_bytes(device(unit), UnitId(unit)));
+            let (count, bytes): (usize, Bytes) = (units.clone().count(), bytes.sum());
+            if count > 0 {
+                let used = &self.tables.uses[bucket];
+                reasons.push(format!(
+                    "{bytes} of weights of {count} units are streamed in each step of {} tokens: \
+                     for that many rows the copies cost less than computing elsewhere",
+                    used.step.tokens
+                ));
+            }
+        }
         let relaxed = request.pins.iter().filter(|pin| elsewhere(pin));
         for pin in relaxed {
             reasons.push(format!(

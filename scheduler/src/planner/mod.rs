@@ -3,7 +3,9 @@
 
 mod explain;
 mod objective;
+mod overlap;
 mod problem;
+mod splits;
 
 use std::collections::BTreeMap;
 
@@ -13,16 +15,16 @@ use trefoil_telemetry::Bytes;
 
 pub use objective::{Goal, Weights, Workload};
 
-use crate::cost::Corrections;
+use crate::cost::{Corrections, Cost};
 use crate::memory::{Residence, memory, transfers};
 use crate::partition::{
-    Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError, Solution,
-    solve,
+    Assignment, Instance, Limits, MAX_BUDGETS, MAX_DEVICES, MAX_DOMAINS, MAX_MODES, PartitionError,
+    Solution, contested, solve, solve_below,
 };
 use crate::place::{PlaceError, check_pin};
 use crate::plan::{
-    BucketPlan, ModelRef, PLAN_VERSION, PinReport, Plan, PlanError, Prediction, SegmentPrediction,
-    UnitPlacement,
+    Alternative, BucketPlan, ModelRef, Overlapped, PLAN_VERSION, PinReport, Plan, PlanError,
+    Prediction, SegmentPrediction, UnitPlacement,
 };
 use crate::profile::Profile;
 use crate::{Pin, nearest};
@@ -30,6 +32,7 @@ use explain::{Judge, simple};
 use objective::Prices;
 use problem::Tables;
 pub(crate) use problem::tensors;
+use splits::{Finder, Splits};
 
 /// What is to be planned.
 #[derive(Clone, Debug)]
@@ -68,6 +71,11 @@ pub struct PlanRequest<'a> {
     pub min_npu_prompt_tokens: u64,
     /// May KV pages move between domains after the prompt?
     pub move_kv: bool,
+    /// May weights be streamed to a device for every step of a prompt, where its memory does not hold
+    /// them?
+    pub stream_weights: bool,
+    /// May a product be split over two devices, where that gains more than `simple_within`?
+    pub split_linears: bool,
     /// Most bytes of domains, by name, for models in all.
     pub memory_limits: BTreeMap<String, Bytes>,
     /// Bytes of each domain that are kept free.
@@ -105,6 +113,8 @@ impl<'a> PlanRequest<'a> {
             joint_phases: false,
             min_npu_prompt_tokens: 0,
             move_kv: true,
+            stream_weights: true,
+            split_linears: true,
             memory_limits: BTreeMap::new(),
             reserve: Bytes(0),
             simple_within: 0.01,
@@ -196,16 +206,15 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     let least = [Phase::Prefill, Phase::Decode].map(|phase| tables.least(phase));
     let bytes = request.profile.domains.iter().map(|domain| domain.size.0.0).sum();
     let prices = Prices::new(request.goal, request.weights, least, bytes);
-    let all = tables.instance(request, &prices)?;
-    let (used, aside): (Vec<usize>, Vec<usize>) =
-        (0..all.modes.len()).partition(|&mode| tables.uses[mode].steps > 0.0);
-    let mut instance = all.with_modes(&used);
-    for (unit, homes) in instance.homes.iter_mut().enumerate() {
-        let serving = all.homes[unit].iter().map(|home| all.serves(unit, home));
-        let mut serving = serving.collect::<Vec<_>>().into_iter();
-        homes.retain(|_| serving.next() == Some(true));
-    }
-    let mut solution = solve(&instance, request.limits)?;
+    let plain = Problem::new(request, tables, &prices)?;
+    // Streaming takes room for its buffers, which makes it a problem of its own. It gains nothing
+    // where all that a device could use fits into its memory.
+    let streaming = match request.stream_weights && plain.is_tight() {
+        true => plain.with_streaming(request, &prices)?,
+        false => None,
+    };
+    let (problem, mut solution) = choose(request, plain, streaming)?;
+    let Problem { tables, all, used, aside, instance } = problem;
     let judge = Judge::new(&tables, &instance, &used);
     let candidates = judge.candidates(request.limits);
     let simpler = simple(&candidates, &solution, request.simple_within).and_then(|candidate| {
@@ -219,17 +228,165 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
         solution.lower_bound = solution.lower_bound.min(cost);
         Some(format!("{} was preferred to a split predicted to gain {gain:.2} %", candidate.name))
     });
-    let mut devices = vec![Vec::new(); all.modes.len()];
-    for (&mode, chosen) in used.iter().zip(&solution.assignment.devices) {
-        devices[mode].clone_from(chosen);
+    let pipelined = prefer_overlap(&judge, &prices, request.simple_within, &mut solution);
+    let mut devices = vec![Placed::default(); all.modes.len()];
+    for (index, &mode) in used.iter().enumerate() {
+        devices[mode] = Placed::of(&instance, &solution.assignment, index);
     }
     for (mode, chosen) in place_aside(&all, &instance, &aside, &solution, request.limits)? {
         devices[mode] = chosen;
     }
-    let alternatives =
+    let mut alternatives: Vec<Alternative> =
         candidates.into_iter().map(|other| judge.alternative(other, &solution)).collect();
-    let plan = describe(request, &judge, &solution, &devices, alternatives, simpler);
+    let finder =
+        Finder { request, tables: &tables, instance: &instance, used: &used, prices: &prices };
+    let mut splits = if request.split_linears { finder.find(&solution) } else { Splits::default() };
+    if splits.count() > 0 && splits.gain <= request.simple_within * solution.cost {
+        alternatives.push(judge.split_alternative(&solution, &splits));
+        alternatives.sort_by(|a, b| {
+            let score = |other: &Alternative| other.score.unwrap_or(f64::INFINITY);
+            score(a).total_cmp(&score(b))
+        });
+        splits = Splits::default();
+    }
+    let plan = describe(
+        request,
+        &judge,
+        &prices,
+        &solution,
+        (&devices, &splits),
+        alternatives,
+        (simpler, pipelined),
+    );
     Ok(Planned { plan, instance, solution })
+}
+
+/// Takes a placement whose chunks overlap where it gains more than `share` over the best one (whose
+/// overlap counts too), even if its prompt takes longer than estimated. Returns why.
+fn prefer_overlap(
+    judge: &Judge<'_, '_>,
+    prices: &Prices,
+    share: f64,
+    solution: &mut Solution,
+) -> Option<String> {
+    let saved = |cost: Cost| prices.of(Phase::Prefill, cost);
+    let overlap = judge.overlap(&solution.assignment);
+    let now = solution.cost - overlap.map_or(0.0, |overlap| saved(overlap.saved));
+    let others = judge.pipelines(solution).into_iter().filter_map(|other| {
+        let (cost, assignment) = other.outcome.ok()?;
+        let overlap = judge.overlap(&assignment)?;
+        let [score, worst] = [overlap.saved, overlap.surely].map(|gain| cost - saved(gain));
+        Some((score, worst, cost, assignment, other.name))
+    });
+    let (score, worst, cost, assignment, name) = others.min_by(|a, b| a.1.total_cmp(&b.1))?;
+    if worst >= now * (1.0 - share) {
+        return None;
+    }
+    let memory = judge.instance.score(&assignment)?.memory;
+    let gain = (1.0 - score / now) * 100.0;
+    let bound = solution.lower_bound.min(cost);
+    *solution = Solution { assignment, cost, memory, lower_bound: bound, optimal: false };
+    Some(format!(
+        "{name}: estimated to gain {gain:.1} % over the best placement for steps one after another, \
+         which is what the bound is of"
+    ))
+}
+
+/// A placement of one bucket.
+#[derive(Clone, Debug, Default)]
+struct Placed {
+    /// Device of each unit.
+    devices: Vec<usize>,
+    /// Are the unit's weights streamed there?
+    streamed: Vec<bool>,
+}
+
+impl Placed {
+    fn of(instance: &Instance, assignment: &Assignment, mode: usize) -> Self {
+        let devices = assignment.devices[mode].clone();
+        Self { devices, streamed: instance.streamed(assignment, mode) }
+    }
+}
+
+/// A request in the partitioner's terms.
+struct Problem<'a> {
+    tables: Tables<'a>,
+    /// All buckets as modes.
+    all: Instance,
+    /// Buckets that the request uses, and the others.
+    used: Vec<usize>,
+    aside: Vec<usize>,
+    /// The used ones.
+    instance: Instance,
+}
+
+impl<'a> Problem<'a> {
+    fn new(
+        request: &PlanRequest<'a>,
+        tables: Tables<'a>,
+        prices: &Prices,
+    ) -> Result<Self, PlannerError> {
+        let all = tables.instance(request, prices)?;
+        let (used, aside): (Vec<usize>, Vec<usize>) =
+            (0..all.modes.len()).partition(|&mode| tables.uses[mode].steps > 0.0);
+        let mut instance = all.with_modes(&used);
+        for (unit, homes) in instance.homes.iter_mut().enumerate() {
+            let serving = all.homes[unit].iter().map(|home| all.serves(unit, home));
+            let mut serving = serving.collect::<Vec<_>>().into_iter();
+            homes.retain(|_| serving.next() == Some(true));
+        }
+        Ok(Self { tables, all, used, aside, instance })
+    }
+
+    /// Can a choice of homes need more than a memory has?
+    fn is_tight(&self) -> bool {
+        !contested(&self.instance).is_empty()
+    }
+
+    /// The problem with weights that may be streamed; `None` if no device can take some.
+    fn with_streaming(
+        &self,
+        request: &PlanRequest<'a>,
+        prices: &Prices,
+    ) -> Result<Option<Self>, PlannerError> {
+        let tables = self.tables.clone().with_streaming();
+        let any = !tables.stream.is_empty();
+        any.then(|| Self::new(request, tables, prices)).transpose()
+    }
+}
+
+/// Solves a request, and also with weights that may be streamed, if there is such a problem. The plain
+/// one is taken where streaming gains no more than predictions are good for.
+fn choose<'a>(
+    request: &PlanRequest<'a>,
+    plain: Problem<'a>,
+    streaming: Option<Problem<'a>>,
+) -> Result<(Problem<'a>, Solution), PartitionError> {
+    let limits = request.limits;
+    let streamed = streaming.and_then(|problem| {
+        let solution = solve(&problem.instance, limits).ok()?;
+        Some((problem, solution))
+    });
+    let Some((streaming, streamed)) = streamed else {
+        let solution = solve(&plain.instance, limits)?;
+        return Ok((plain, solution));
+    };
+    // What costs more than that would not be taken, so that its cost need not be known.
+    let most = streamed.cost * (1.0 + 2.0 * request.simple_within);
+    let Ok(Some(kept)) = solve_below(&plain.instance, limits, most) else {
+        return Ok((streaming, streamed));
+    };
+    // No placement of either kind is below both bounds.
+    let lower_bound = kept.lower_bound.min(streamed.lower_bound);
+    let near = kept.cost - lower_bound <= request.simple_within * kept.cost;
+    let (problem, mut solution) = match near || kept.cost <= streamed.cost {
+        true => (plain, kept),
+        false => (streaming, streamed),
+    };
+    solution.lower_bound = lower_bound.min(solution.cost);
+    let open = solution.cost - solution.lower_bound;
+    solution.optimal = open <= solution.cost * limits.tolerance.max(1e-9);
+    Ok((problem, solution))
 }
 
 /// Places the buckets that the request does not use: each as well as it can be with weights and KV
@@ -240,7 +397,7 @@ fn place_aside(
     aside: &[usize],
     solution: &Solution,
     limits: Limits,
-) -> Result<Vec<(usize, Vec<usize>)>, PartitionError> {
+) -> Result<Vec<(usize, Placed)>, PartitionError> {
     let mut placed = Vec::with_capacity(aside.len());
     for &mode in aside {
         let mut one = all.with_modes(&[mode]);
@@ -251,7 +408,7 @@ fn place_aside(
             homes.truncate(1);
         }
         let solution = solve(&one, limits)?;
-        placed.push((mode, solution.assignment.devices[0].clone()));
+        placed.push((mode, Placed::of(&one, &solution.assignment, 0)));
     }
     Ok(placed)
 }
@@ -307,10 +464,11 @@ fn check(request: &PlanRequest<'_>) -> Result<(), PlannerError> {
 fn describe(
     request: &PlanRequest<'_>,
     judge: &Judge<'_, '_>,
+    prices: &Prices,
     solution: &Solution,
-    devices: &[Vec<usize>],
-    alternatives: Vec<crate::plan::Alternative>,
-    simpler: Option<String>,
+    (devices, splits): (&[Placed], &Splits),
+    alternatives: Vec<Alternative>,
+    (simpler, pipelined): (Option<String>, Option<String>),
 ) -> Plan {
     let tables = judge.tables;
     let profile = request.profile;
@@ -330,23 +488,26 @@ fn describe(
         .iter()
         .enumerate()
         .map(|(mode, &bucket)| {
-            let devices = &devices[mode];
+            let Placed { devices, streamed } = &devices[mode];
             let units = judge.instance.units.iter().zip(devices).map(|(unit, &device)| {
                 let device = judge.instance.devices[device].name.clone();
                 UnitPlacement { unit: unit.clone(), device }
             });
-            let step = judge.step(mode, devices).expect("the solution keeps the rules");
+            let names = judge.instance.units.iter().zip(streamed);
+            let names = names.filter(|(_, streamed)| **streamed).map(|(unit, _)| unit.clone());
+            let step = judge.step(mode, devices, streamed).expect("the solution keeps the rules");
             let mut plan = BucketPlan {
                 bucket,
                 units: units.collect(),
-                splits: Vec::new(),
+                splits: splits.buckets.get(mode).map_or_else(Vec::new, |b| b.splits.clone()),
+                streamed: names.collect(),
                 transfers: Vec::new(),
-                predicted_seconds: Some(step.seconds),
-                predicted_joules: Some(step.joules),
+                predicted_seconds: Some(step.seconds - splits.saved(mode).seconds),
+                predicted_joules: Some(step.joules - splits.saved(mode).joules),
                 segments: Vec::new(),
             };
             plan.transfers = transfers(request.graph, &residences, &plan);
-            plan.segments = segments(judge, mode, &plan);
+            plan.segments = segments(judge, mode, &plan, splits);
             plan
         })
         .collect();
@@ -370,6 +531,8 @@ fn describe(
         PinReport { pin: pin.clone(), placed: buckets.iter().map(held).sum() }
     });
     let totals = judge.totals(&solution.assignment).expect("the solution keeps the rules");
+    let totals = judge.with_splits(totals, splits);
+    let score = solution.cost - splits.gain;
     let phases = [first.clone(), later.clone()];
     let memory = memory(request.graph, &residences, &buckets, &phases, per_element);
     Plan {
@@ -378,13 +541,22 @@ fn describe(
         profile: Some(profile.name.clone()),
         policy: request.policy.clone(),
         context: request.context,
-        reasons: judge.reasons(request, solution, &alternatives, simpler),
+        reasons: judge
+            .reasons(request, solution, splits, &alternatives, simpler)
+            .into_iter()
+            .chain(pipelined)
+            .collect(),
         prediction: Some(Prediction {
             prompt_tokens: request.workload.prompt,
             generated_tokens: request.workload.generate,
             totals,
-            score: solution.cost,
-            lower_bound: solution.lower_bound,
+            overlapped: judge.overlap(&solution.assignment).map(|overlap| Overlapped {
+                steps_at_once: overlap.steps_at_once,
+                first_token_seconds: totals.first_token_seconds - overlap.saved.seconds,
+                score: score - prices.of(Phase::Prefill, overlap.saved),
+            }),
+            score,
+            lower_bound: solution.lower_bound.min(score),
             gap: solution.gap(),
             alternatives,
         }),
@@ -396,7 +568,12 @@ fn describe(
     }
 }
 
-fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<SegmentPrediction> {
+fn segments(
+    judge: &Judge<'_, '_>,
+    mode: usize,
+    plan: &BucketPlan,
+    splits: &Splits,
+) -> Vec<SegmentPrediction> {
     let segments = plan.segments().into_iter().map(|segment| {
         let device = judge.instance.devices.iter().position(|d| d.name == segment.device);
         let device = device.expect("named by the plan");
@@ -404,14 +581,15 @@ fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<Segmen
             let cost = judge.tables.run[mode][unit.0][device].as_ref();
             *cost.expect("the solution keeps the rules")
         });
-        let cost: crate::cost::Cost = costs.sum();
+        let cost: Cost = costs.sum();
+        let saved: Cost = segment.units.iter().map(|&unit| splits.saved_by(mode, unit)).sum();
         let name = |unit: Option<&UnitId>| plan.units[unit.expect("not empty").0].unit.clone();
         SegmentPrediction {
             first: name(segment.units.first()),
             last: name(segment.units.last()),
             device: segment.device,
-            seconds: cost.seconds,
-            joules: cost.joules,
+            seconds: cost.seconds - saved.seconds,
+            joules: cost.joules - saved.joules,
         }
     });
     segments.collect()
@@ -419,5 +597,11 @@ fn segments(judge: &Judge<'_, '_>, mode: usize, plan: &BucketPlan) -> Vec<Segmen
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod overlap_tests;
+#[cfg(test)]
+mod split_tests;
+#[cfg(test)]
+mod streaming_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use trefoil_devices_api::Phase;
+use trefoil_devices_api::{Phase, streamed_bytes};
 use trefoil_graph::{LayerGraph, NodeIndex, UnitId};
 use trefoil_telemetry::Bytes;
 
@@ -13,7 +13,7 @@ use crate::partition::{Budget, DeviceNode, Home, Instance, Mode, TensorEdge};
 use crate::profile::{DeviceProfile, LinkProfile, ProcessorKind};
 
 /// Predicted costs of everything that a placement can choose, before an objective prices them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tables<'a> {
     pub(crate) model: CostModel<'a>,
     /// Devices that may be used.
@@ -22,6 +22,9 @@ pub(crate) struct Tables<'a> {
     tensors: Vec<(TensorEdge, Vec<NodeIndex>)>,
     /// `[mode][unit][device]`: cost of a step, or why not.
     pub(crate) run: Vec<Vec<Vec<Result<Cost, Refused>>>>,
+    /// `[mode][unit][device]`: what streaming the unit's weights from host memory adds; absent where
+    /// they cannot be, or need not be. Empty if streaming is not looked at.
+    pub(crate) stream: Vec<Vec<Vec<Option<Cost>>>>,
 }
 
 impl<'a> Tables<'a> {
@@ -45,7 +48,62 @@ impl<'a> Tables<'a> {
             units.clone().map(of).collect()
         };
         let run = uses.iter().map(step_costs).collect();
-        Self { model, devices, uses, tensors: tensors(request.graph), run }
+        Self { model, devices, uses, tensors: tensors(request.graph), run, stream: Vec::new() }
+    }
+
+    /// The same with weights that may be streamed while prompts are read.
+    ///
+    /// The copy of the next weights goes on while a device computes: a unit costs the longer of its
+    /// copy and its work, the link's latency and a start. Only units of layers, which all rows pass, are
+    /// worth it.
+    pub(crate) fn with_streaming(mut self) -> Self {
+        let profile = self.model.profile;
+        let host = &profile.domains[0].name;
+        let links: Vec<Option<&LinkProfile>> = self
+            .devices
+            .iter()
+            .map(|device| {
+                let away = device.domain != *host && !device.addresses.contains(host);
+                let link = profile.links.iter().find(|l| l.from == *host && l.to == device.domain);
+                link.filter(|_| away && device.weight_copy.is_none())
+            })
+            .collect();
+        let cell = |mode: usize, unit: usize, device: usize| {
+            let link = links[device]?;
+            let run = self.run[mode][unit][device].as_ref().ok()?;
+            let bytes = self.model.weight_bytes(self.devices[device], UnitId(unit)).0 as f64;
+            let in_layer = self.model.graph.unit(UnitId(unit)).layer.is_some();
+            if bytes == 0.0 || !in_layer || self.uses[mode].phase != Phase::Prefill {
+                return None;
+            }
+            let copy = self.model.transfer(link, bytes);
+            let hidden = run.seconds.min(bytes / link.bandwidth.get());
+            // What is streamed is a run of its own.
+            let start = self.model.handoff(self.devices[device]);
+            Some(copy * ((copy.seconds - hidden) / copy.seconds) + start)
+        };
+        let (units, devices) = (self.model.graph.units().len(), self.devices.len());
+        let of_mode = |mode: usize| -> Vec<Vec<Option<Cost>>> {
+            (0..units).map(|unit| (0..devices).map(|d| cell(mode, unit, d)).collect()).collect()
+        };
+        let stream: Vec<_> = (0..self.uses.len()).map(of_mode).collect();
+        if stream.iter().flatten().flatten().any(Option::is_some) {
+            self.stream = stream;
+        }
+        self
+    }
+
+    /// Room for streamed weights in the memory of a device: two layers.
+    fn streaming_room(&self) -> u64 {
+        let graph = self.model.graph;
+        let mut layers: BTreeMap<usize, Vec<UnitId>> = BTreeMap::new();
+        for (index, unit) in graph.units().iter().enumerate() {
+            if let Some(layer) = unit.layer {
+                layers.entry(layer).or_default().push(UnitId(index));
+            }
+        }
+        let bytes = layers.values().map(|units| streamed_bytes(graph, &graph.segment(units)));
+        2 * bytes.max().unwrap_or(0) as u64
     }
 
     /// The least that the steps of a phase can take, every unit on the device best for it.
@@ -114,6 +172,7 @@ impl<'a> Tables<'a> {
                     unit.iter().map(|cost| cost.as_ref().ok().map(|&c| price(used, c))).collect()
                 })
                 .collect(),
+            stream: Vec::new(),
             start: self.devices.iter().map(|d| price(used, self.model.handoff(d))).collect(),
             transfer: self
                 .tensors
@@ -130,17 +189,26 @@ impl<'a> Tables<'a> {
                 })
                 .collect(),
         };
-        self.uses.iter().zip(&self.run).map(mode).collect()
+        let mut modes: Vec<Mode> = self.uses.iter().zip(&self.run).map(mode).collect();
+        for ((mode, used), stream) in modes.iter_mut().zip(&self.uses).zip(&self.stream) {
+            let cell = |cost: &Option<Cost>| cost.map(|cost| price(used, cost));
+            mode.stream = stream.iter().map(|unit| unit.iter().map(cell).collect()).collect();
+        }
+        modes
     }
 
     /// What each domain holds for models, then what each device with its own copies may take.
     fn budgets(&self, request: &PlanRequest<'_>) -> Vec<Budget> {
         let room = working_room(request);
+        let streaming_room = if self.stream.is_empty() { 0 } else { self.streaming_room() };
         let profile = request.profile;
         let domains = profile.domains.iter().map(|domain| {
             let usable = domain.size.0.0 as f64 * domain.usable.get();
             let most = request.memory_limits.get(&domain.name).map_or(usable as u64, |b| b.0);
-            let bytes = most.min(usable as u64).saturating_sub(request.reserve.0 + room.0);
+            let own = self.devices.iter().filter(|device| device.domain == domain.name);
+            let streams = own.filter(|device| self.streams_to(&device.name)).count() as u64;
+            let room = room.0 + streams * streaming_room;
+            let bytes = most.min(usable as u64).saturating_sub(request.reserve.0 + room);
             Budget { name: domain.name.clone(), bytes }
         });
         let copies = self.copies().map(|(device, most)| {
@@ -148,6 +216,13 @@ impl<'a> Tables<'a> {
             Budget { name: format!("{}'s own copies", device.name), bytes: (size * most) as u64 }
         });
         domains.chain(copies).collect()
+    }
+
+    /// Can weights be streamed to a device?
+    fn streams_to(&self, name: &str) -> bool {
+        let device = self.devices.iter().position(|device| device.name == name);
+        let cells = self.stream.iter().flatten();
+        device.is_some_and(|device| cells.into_iter().any(|unit| unit[device].is_some()))
     }
 
     fn copies(&self) -> impl Iterator<Item = (&'a DeviceProfile, f64)> + '_ {
@@ -213,7 +288,11 @@ fn join_phases(instance: &mut Instance) {
         let split = homes.iter().flat_map(|home| {
             let common = home.devices.iter().fold(u32::MAX, |all, set| all & set);
             let devices = (0..u32::BITS).map(|bit| 1 << bit).filter(move |bit| common & bit != 0);
-            devices.map(|one| Home { devices: vec![one; home.devices.len()], ..home.clone() })
+            devices.map(|one| Home {
+                devices: vec![one; home.devices.len()],
+                streams: Vec::new(),
+                ..home.clone()
+            })
         });
         *homes = split.collect();
     }
@@ -281,6 +360,7 @@ impl HomeContext<'_, '_> {
                 memory: weights.memory.iter().zip(&pages.memory).map(|(a, b)| a + b).collect(),
                 cost: weights.cost + pages.cost,
                 devices: weights.devices.iter().zip(&pages.devices).map(|(a, b)| a & b).collect(),
+                streams: weights.streams.iter().zip(&pages.devices).map(|(a, b)| a & b).collect(),
                 kv: pages.kv,
             })
         });
@@ -315,7 +395,8 @@ impl HomeContext<'_, '_> {
         if bytes.iter().all(|&bytes| bytes == 0) {
             let set = (1u32 << place.len()) - 1;
             let memory = vec![0; budgets];
-            return vec![Home { memory, cost: 0.0, devices: vec![set; modes], kv: None }];
+            let (devices, streams) = (vec![set; modes], Vec::new());
+            return vec![Home { memory, cost: 0.0, devices, streams, kv: None }];
         }
         let mut places: Vec<usize> = place.clone();
         places.sort_unstable();
@@ -336,9 +417,20 @@ impl HomeContext<'_, '_> {
                     }
                 }
             }
-            Home { cost: self.price_of(&memory), memory, devices: vec![set; modes], kv: None }
+            let streams = if memory[0] > 0 { self.streams(unit, set) } else { Vec::new() };
+            let cost = self.price_of(&memory);
+            Home { cost, memory, devices: vec![set; modes], streams, kv: None }
         };
         (1..1u32 << places.len()).map(home).collect()
+    }
+
+    /// By mode: devices beside `resident` that weights in host memory can be streamed to.
+    fn streams(&self, unit: UnitId, resident: u32) -> Vec<u32> {
+        let modes = self.tables.stream.iter().map(|units| {
+            let devices = units[unit.0].iter().enumerate().filter(|(_, cost)| cost.is_some());
+            devices.fold(0u32, |set, (device, _)| set | 1 << device) & !resident
+        });
+        modes.collect()
     }
 
     /// KV pages in one domain for both phases, or moved from one to another between them.
@@ -365,7 +457,7 @@ impl HomeContext<'_, '_> {
                 });
                 let cost = self.prices.of(Phase::Prefill, move_cost) + self.price_of(&memory);
                 let (devices, kv) = (devices.collect(), Some([first, later]));
-                homes.push(Home { memory, cost, devices, kv });
+                homes.push(Home { memory, cost, devices, streams: Vec::new(), kv });
             }
         }
         homes

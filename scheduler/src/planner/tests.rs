@@ -47,7 +47,7 @@ pub(super) fn request<'a>(
 }
 
 /// The desktop with a smaller card.
-fn small_card(gigabytes: f64) -> Profile {
+pub(super) fn small_card(gigabytes: f64) -> Profile {
     let mut profile = shipped("desktop-radeon").expect("ships");
     profile.domains[1].size = format!("{gigabytes}GiB").parse().expect("a size");
     profile
@@ -64,7 +64,10 @@ fn every_shipped_machine_gets_a_plan_within_one_percent_of_the_bound() {
             let prediction = plan.prediction.expect("has a profile");
             assert!(prediction.gap <= 0.01, "{name} {goal:?}: gap {}", prediction.gap);
             let score = instance.score(&solution.assignment).expect("keeps the rules");
-            assert!((score.cost - prediction.score).abs() < 1e-9 * score.cost);
+            // Splits of products come on top of the placement.
+            let split = plan.buckets.iter().any(|bucket| !bucket.splits.is_empty());
+            let same = (score.cost - prediction.score).abs() < 1e-9 * score.cost;
+            assert!(if split { prediction.score < score.cost * 0.99 } else { same });
             for other in prediction.alternatives.iter().filter_map(|a| a.score) {
                 assert!(other >= prediction.score * (1.0 - 1e-2), "{name} {goal:?}: {other}");
             }

@@ -24,6 +24,8 @@ pub(super) struct Task {
     pub(super) work: f64,
     /// Bytes of a domain's DRAM that the work moves.
     pub(super) traffic: Vec<(usize, f64)>,
+    /// Joules of other devices that work on it.
+    pub(super) joules: f64,
     /// Tasks that must have ended, all of lower numbers.
     pub(super) after: Vec<usize>,
 }
@@ -175,7 +177,7 @@ mod tests {
     use crate::profile::shipped;
 
     fn task(resource: Resource, fixed: f64, work: f64, after: &[usize]) -> Task {
-        Task { resource, fixed, work, traffic: Vec::new(), after: after.to_vec() }
+        Task { resource, fixed, work, traffic: Vec::new(), joules: 0.0, after: after.to_vec() }
     }
 
     fn ends(profile: &Profile, tasks: &[Task]) -> Vec<f64> {

@@ -99,6 +99,8 @@ pub enum Activity {
     Run,
     /// A link copies a tensor.
     Copy,
+    /// A link copies weights that are streamed.
+    LoadWeights,
     /// A link moves KV pages after the prompt.
     MoveKv,
 }
@@ -212,7 +214,7 @@ pub fn simulate(request: &SimulationRequest<'_>) -> Result<Simulation, Simulatio
         let more = runs.filter(|((_, label), _)| label.phase == phase).map(|((task, _), ran)| {
             let Resource::Device(device) = task.resource else { return 0.0 };
             let power = &profile.devices[device].power;
-            ran.working * (power.busy.get() - power.idle.get()).max(0.0)
+            ran.working * (power.busy.get() - power.idle.get()).max(0.0) + task.joules
         });
         seconds * waiting + more.sum::<f64>()
     };

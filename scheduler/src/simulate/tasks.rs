@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use trefoil_devices_api::{DomainId, Phase};
 use trefoil_graph::{NodeIndex, StepShape, UnitId};
+use trefoil_telemetry::Bytes;
 
 use super::events::{Resource, Task};
 use super::{Activity, MOST_TASKS, SimulationError, SimulationRequest, shown};
 use crate::cost::{Cost, CostModel};
 use crate::partition::TensorEdge;
-use crate::plan::{BucketPlan, SegmentPlan};
+use crate::plan::{BucketPlan, LinearSplit, SegmentPlan};
 use crate::planner::tensors;
+use crate::profile::Profile;
+use crate::split_cost::{SplitWork, waiting_watts};
 
 /// What a task is, beside its numbers.
 pub(super) struct Label {
@@ -35,6 +38,9 @@ struct Steps<'a> {
     segments: Vec<SegmentPlan>,
     /// Device of each segment.
     devices: Vec<usize>,
+    /// Are its weights streamed, by segment?
+    streamed: Vec<bool>,
+    splits: Vec<LinearSplit>,
     /// Segment of each unit.
     segment_of: Vec<usize>,
     tensors: &'a [(TensorEdge, Vec<NodeIndex>)],
@@ -130,18 +136,13 @@ impl<'a> Lister<'a> {
         if expected != got {
             return Err(SimulationError::Units { expected, got });
         }
-        let segments = bucket.segments();
+        let (segments, streamed): (Vec<SegmentPlan>, Vec<bool>) =
+            bucket.streamed_runs(graph).into_iter().unzip();
         let mut devices = Vec::with_capacity(segments.len());
         let mut names = Vec::with_capacity(segments.len());
         let mut segment_of = vec![0; expected];
         for (index, segment) in segments.iter().enumerate() {
-            let found = profile.devices.iter().position(|device| device.name == segment.device);
-            devices.push(found.ok_or_else(|| SimulationError::Device {
-                profile: profile.name.clone(),
-                got: segment.device.clone(),
-                known:
-                    profile.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
-            })?);
+            devices.push(device_index(profile, &segment.device)?);
             for unit in &segment.units {
                 segment_of[unit.0] = index;
             }
@@ -161,6 +162,8 @@ impl<'a> Lister<'a> {
             phase,
             segments,
             devices,
+            streamed,
+            splits: bucket.splits.clone(),
             segment_of,
             tensors,
             names,
@@ -198,6 +201,7 @@ impl<'a> Lister<'a> {
             fixed: latency,
             work: bytes / bandwidth,
             traffic: vec![(domains.0, bytes), (domains.1, bytes)],
+            joules: 0.0,
             after,
         };
         self.push(task, label)
@@ -218,6 +222,8 @@ impl<'a> Lister<'a> {
         let domain = |device: usize| profile.domain_index(&profile.devices[device].domain);
         let mut done: Vec<usize> = Vec::with_capacity(steps.segments.len() + 1);
         let mut copies: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        // By device: segments whose weights were streamed to it.
+        let mut loads: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, segment) in steps.segments.iter().enumerate() {
             let at = steps.devices[index];
             let device = &profile.devices[at];
@@ -251,10 +257,20 @@ impl<'a> Lister<'a> {
                 };
                 waits.push(ready);
             }
+            if steps.streamed[index] {
+                let before = loads.get(&at).map_or(&[][..], Vec::as_slice);
+                // Two buffers: the copy waits for the last run that read its one.
+                let free = before.len().checked_sub(2).map(|last| vec![done[before[last]]]);
+                let free = free.unwrap_or_else(|| after.to_vec());
+                waits.push(self.load(steps, (step, index), free)?);
+                loads.entry(at).or_default().push(index);
+            }
             waits.sort_unstable();
             waits.dedup();
             let units = segment.units.iter().map(|&unit| self.model.unit(device, unit, shape));
-            let cost: Cost = units.sum::<Result<_, _>>()?;
+            let mut cost: Cost = units.sum::<Result<_, _>>()?;
+            let split = self.split_more(steps, index, shape)?;
+            cost.seconds += split.seconds;
             let bytes =
                 segment.units.iter().map(|&unit| self.model.dram_bytes(device, unit, shape));
             let task = Task {
@@ -262,6 +278,7 @@ impl<'a> Lister<'a> {
                 fixed: device.handoff.get(),
                 work: cost.seconds,
                 traffic: vec![(domain(at), bytes.sum())],
+                joules: split.joules,
                 after: waits,
             };
             let (activity, name) = (Activity::Run, steps.names[index]);
@@ -282,6 +299,57 @@ impl<'a> Lister<'a> {
         };
         done.push(end);
         Ok(done)
+    }
+
+    /// What splits of a segment's products make it take longer, usually less than nothing, and the
+    /// joules beyond those of its device at work for that time. The other devices' work is in the
+    /// segment's, as if they did nothing else.
+    fn split_more(
+        &self,
+        steps: &Steps<'_>,
+        index: usize,
+        shape: &StepShape,
+    ) -> Result<Cost, SimulationError> {
+        let profile = self.request.profile;
+        let graph = self.request.graph;
+        let home = &profile.devices[steps.devices[index]];
+        let units = steps.segments[index].units.iter();
+        let watts = home.power.busy.get() - home.power.idle.get() + waiting_watts(profile);
+        let mut more = Cost::default();
+        for &node in units.flat_map(|&unit| &graph.unit(unit).nodes) {
+            let name = &graph.node(node).name;
+            let Some(split) = steps.splits.iter().find(|split| split.op == *name) else { continue };
+            let rows: usize = split.shares.iter().map(|share| share.rows).sum();
+            let mut shares = Vec::with_capacity(split.shares.len());
+            for share in &split.shares {
+                let part = share.rows as f64 / rows.max(1) as f64;
+                shares.push((&profile.devices[device_index(profile, &share.device)?], part));
+            }
+            let work = SplitWork { model: self.model, node, home, step: shape };
+            let whole = self.model.op(home, node, shape)?;
+            let split = work.cost(&shares)?;
+            let domains = || SimulationError::Link { from: home.domain.clone(), to: name.clone() };
+            let split = split.ok_or_else(domains)?;
+            more.seconds += split.seconds - whole.seconds;
+            more.joules += split.joules - split.seconds * watts;
+        }
+        Ok(more)
+    }
+
+    /// The copy of a segment's weights to its device.
+    fn load(
+        &mut self,
+        steps: &Steps<'_>,
+        (step, index): (usize, usize),
+        after: Vec<usize>,
+    ) -> Result<usize, SimulationError> {
+        let device = &self.request.profile.devices[steps.devices[index]];
+        let units = steps.segments[index].units.iter();
+        let bytes: Bytes = units.map(|&unit| self.model.weight_bytes(device, unit)).sum();
+        let to = self.request.profile.domain_index(&device.domain);
+        let (activity, name) = (Activity::LoadWeights, steps.names[index]);
+        let label = Label { activity, name, phase: steps.phase, step };
+        self.copy((0, to), bytes.0 as f64, after, label)
     }
 
     /// Moves of KV pages after the prompt; what decode waits for.
@@ -315,4 +383,13 @@ impl<'a> Lister<'a> {
         }
         Ok(waits)
     }
+}
+
+fn device_index(profile: &Profile, name: &str) -> Result<usize, SimulationError> {
+    let found = profile.devices.iter().position(|device| device.name == name);
+    found.ok_or_else(|| SimulationError::Device {
+        profile: profile.name.clone(),
+        got: name.to_owned(),
+        known: profile.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", "),
+    })
 }

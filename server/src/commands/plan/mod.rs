@@ -154,6 +154,37 @@ fn runs(plan: &trefoil_scheduler::BucketPlan) -> Vec<(String, String, usize)> {
     segments.collect()
 }
 
+/// `blk.3.ffn_down: gpu0 2048 rows, cpu0 2048 rows`.
+fn split(split: &trefoil_scheduler::LinearSplit) -> String {
+    let shares = split.shares.iter().map(|share| format!("{} {} rows", share.device, share.rows));
+    format!("{}: {}", split.op, shares.collect::<Vec<_>>().join(", "))
+}
+
+/// Names of units, those of blocks as `blk.4-31.ffn`.
+fn short(names: &[String]) -> String {
+    let mut kinds: Vec<(&str, Vec<usize>)> = Vec::new();
+    let mut alone = Vec::new();
+    for name in names {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        let Some((layer, kind)) = layer.and_then(|(l, kind)| Some((l.parse().ok()?, kind))) else {
+            alone.push(name.clone());
+            continue;
+        };
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, layers)) => layers.push(layer),
+            None => kinds.push((kind, vec![layer])),
+        }
+    }
+    let ranges = kinds.into_iter().flat_map(|(kind, layers)| {
+        let runs = layers.chunk_by(|a, b| a + 1 == *b).map(<[usize]>::to_vec).collect::<Vec<_>>();
+        runs.into_iter().map(move |run| match run[..] {
+            [one] => format!("blk.{one}.{kind}"),
+            _ => format!("blk.{}-{}.{kind}", run[0], run[run.len() - 1]),
+        })
+    });
+    alone.into_iter().chain(ranges).collect::<Vec<_>>().join(", ")
+}
+
 pub(crate) fn render(plan: &Plan) -> String {
     use std::fmt::Write;
     let mut text = String::new();
@@ -175,6 +206,20 @@ pub(crate) fn render(plan: &Plan) -> String {
                 line(format!("  {device:<6} {range}  ({count} {units})"));
             }
         }
+        if bucket.splits.len() > MOST_RUNS {
+            let count = bucket.splits.len();
+            line(format!(
+                "  {count} products split over devices, such as {}",
+                split(&bucket.splits[0])
+            ));
+        } else {
+            for one in &bucket.splits {
+                line(format!("  split  {}", split(one)));
+            }
+        }
+        if !bucket.streamed.is_empty() {
+            line(format!("  weights streamed for each step: {}", short(&bucket.streamed)));
+        }
         if bucket.transfers.len() > MOST_RUNS {
             let bytes: Bytes = bucket.transfers.iter().map(|transfer| transfer.bytes).sum();
             line(format!("  {} copies between memories, {bytes} in all", bucket.transfers.len()));
@@ -190,9 +235,14 @@ pub(crate) fn render(plan: &Plan) -> String {
     }
     line("\nmemory".to_owned());
     for memory in &plan.memory {
-        let total: Bytes = [memory.weights, memory.kv, memory.activations].into_iter().sum();
+        let kinds = [memory.weights, memory.kv, memory.activations, memory.streaming];
+        let total: Bytes = kinds.into_iter().sum();
+        let streaming = match memory.streaming {
+            Bytes(0) => String::new(),
+            bytes => format!(", buffers for streamed weights {bytes}"),
+        };
         line(format!(
-            "  {:<6} {total}: weights {}, KV {}, activations {}",
+            "  {:<6} {total}: weights {}, KV {}, activations {}{streaming}",
             memory.domain.to_string(),
             memory.weights,
             memory.kv,

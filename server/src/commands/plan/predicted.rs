@@ -198,6 +198,13 @@ pub(crate) fn prediction(prediction: &Prediction) -> Vec<String> {
         ),
         "alternatives".to_owned(),
     ];
+    if let Some(overlapped) = &prediction.overlapped {
+        let first = overlapped.first_token_seconds * 1e3;
+        let chunks = overlapped.steps_at_once;
+        let line =
+            format!("  {first:.0} ms to the first token with {chunks} chunks under way at once");
+        lines.insert(2, line);
+    }
     let most = prediction.alternatives.iter().map(|other| other.name.len()).max().unwrap_or(0);
     for other in &prediction.alternatives {
         let figures = other.totals.as_ref().map(totals).unwrap_or_default();
