@@ -80,6 +80,13 @@ impl Corrections {
         local.map_or(1.0, |local| local.factor(rows, past))
     }
 
+    /// Forgets all of a device.
+    pub fn forget(&mut self, device: &str) {
+        self.online.retain(|(name, _), _| name != device);
+        self.residuals.retain(|(name, _), _| name != device);
+        self.locals.remove(device);
+    }
+
     /// These corrections without what was learned while running.
     #[must_use]
     pub fn without_online(&self) -> Self {
