@@ -9,7 +9,7 @@ use trefoil_graph::ModelFile;
 use trefoil_scheduler::Plan;
 
 use crate::backends::Backends;
-use crate::calibrate::Costs;
+use crate::calibrate::{Costs, Predictor};
 use crate::model::{Lowered, ModelError, ModelOptions, open_file};
 use crate::runner::Runner;
 use crate::text::of_model::{self, ModelTemplateError};
@@ -157,6 +157,14 @@ impl Loaded {
         let (plan, costs) = lowered.plan_with_costs(backends, options)?;
         let runner = lowered.runner(backends, &plan, options)?;
         Ok(Self { lowered, text, plan, costs, runner, took: start.elapsed() })
+    }
+
+    /// What predicts recorded steps, where costs are known.
+    pub fn predictor(&self) -> Option<Predictor<'_>> {
+        let half = self.runner.executor.kv.layout().half;
+        let kv_element_bytes = if half { 2.0 } else { 4.0 };
+        let costs = self.costs.as_ref()?;
+        Some(Predictor { costs, graph: &self.lowered.graph, kv_element_bytes })
     }
 
     /// Devices that run a phase, with the number of units on each.

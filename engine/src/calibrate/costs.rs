@@ -287,6 +287,30 @@ impl Costs {
     }
 }
 
+/// Costs of a plan of one model: what its recorded steps should have taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Predictor<'a> {
+    /// The costs.
+    pub costs: &'a Costs,
+    /// The model.
+    pub graph: &'a LayerGraph,
+    /// Bytes of one stored key or value element.
+    pub kv_element_bytes: f64,
+}
+
+impl Predictor<'_> {
+    /// Predicted seconds of a recorded segment, as [`Costs::segment`].
+    pub fn segment(&self, plan: &Plan, step: &StepRecord, segment: &SegmentRecord) -> Option<f64> {
+        self.costs.segment(self.graph, plan, step, segment, self.kv_element_bytes)
+    }
+
+    /// Predicted seconds of a recorded step: its segments, hand-offs and copies.
+    pub fn step(&self, plan: &Plan, step: &StepRecord) -> Option<f64> {
+        let bucket = plan.buckets.iter().find(|bucket| bucket.bucket == step.bucket)?;
+        self.costs.step(self.graph, bucket, &shape_of(step, self.kv_element_bytes))
+    }
+}
+
 /// What a plan by cost is asked for.
 pub(crate) struct CostRequest<'a> {
     pub(crate) policy: Option<&'a Resolved>,

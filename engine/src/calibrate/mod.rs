@@ -23,7 +23,7 @@ use trefoil_telemetry::host_memory;
 
 pub use check::{CheckError, CheckReport, ClassErrors, OpError, Timing, check};
 pub(crate) use costs::CostRequest;
-pub use costs::{Costs, shape_of};
+pub use costs::{Costs, Predictor, shape_of};
 pub use store::{DeviceEntry, Store, StoreError};
 pub use targets::Effort;
 
