@@ -103,6 +103,8 @@ pub enum CheckError {
 /// Tokens that are generated, and in how many goes a request is measured.
 const GENERATED: usize = 16;
 const GOES: usize = 5;
+/// Seconds of measured goes after which no other begins: devices may be slow.
+const LONG: f64 = 8.0;
 /// Prompt of a request, where the context has room.
 const PROMPT: usize = 300;
 
@@ -276,6 +278,9 @@ fn request(
     let (mut firsts, mut each) = (Vec::new(), Vec::new());
     // The first go is for warming up.
     for go in 0..=GOES {
+        if firsts.iter().chain(&each).sum::<f64>() > LONG {
+            break;
+        }
         runner.rewind(&mut sequence, 0);
         let start = Instant::now();
         runner.feed(&mut sequence, &tokens, Outputs::Last, |_, row| {

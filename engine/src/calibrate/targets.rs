@@ -46,7 +46,7 @@ impl Grid {
         let (seconds, passes) = match effort {
             Effort::Probe => (1.2, 1),
             Effort::Quick => (6.0, 2),
-            Effort::Full => (42.0, 3),
+            Effort::Full => (42.0, 5),
         };
         Self {
             prefill_rows: rows.to_vec(),
@@ -65,7 +65,7 @@ impl Grid {
             pasts: vec![100, 1000],
             chains: Vec::new(),
             seconds: 20.0,
-            passes: 2,
+            passes: 5,
             all_classes: true,
         }
     }

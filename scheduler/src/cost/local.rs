@@ -4,54 +4,71 @@
 use trefoil_graph::ops::Op;
 use trefoil_graph::{LayerGraph, NodeIndex, UnitId};
 
-/// Tokens that are added to a past before its logarithm is taken: pasts below it are much the same.
-const SHORT_PAST: f64 = 64.0;
-
 /// Small ops may be far from a roofline, but not farther than this.
 const MOST: f64 = 1000.0;
 
-/// One measurement, as a share of what was predicted.
+/// One measurement, and what was predicted for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LocalPoint {
     /// Rows of the op, or of the step for a unit.
     pub rows: f64,
     /// Tokens in the KV cache before.
     pub past: f64,
-    /// Measured by predicted seconds, above zero.
-    pub ratio: f64,
+    /// Measured seconds, above zero.
+    pub measured: f64,
+    /// Predicted seconds, above zero.
+    pub predicted: f64,
 }
 
-/// `ln(measured / predicted)` over the logarithms of rows and past: straight lines between points that
-/// were measured, and the nearest point's value outside.
+/// Measured by predicted seconds over rows and past. Between two pasts both times go straight, as times
+/// of attention do; between two numbers of rows the logarithm of their ratio goes straight over the
+/// logarithm of rows. Outside of what was measured, the ratio of the nearest point holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Local {
-    /// By `ln(rows)`, ascending: by `ln(past + 64)`, ascending: the logarithm of the ratio.
-    rows: Vec<(f64, Vec<(f64, f64)>)>,
+    /// By `ln(rows)`, ascending.
+    rows: Vec<(f64, Pasts)>,
+}
+
+/// Times at one number of rows, by past, ascending.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Pasts {
+    measured: Vec<(f64, f64)>,
+    predicted: Vec<(f64, f64)>,
 }
 
 impl Local {
-    /// From any number of measurements; those of the same rows and past are averaged. Ratios that are
+    /// From any number of measurements; those of the same rows and past are averaged. Times that are
     /// not above zero are left out.
     pub fn new(points: &[LocalPoint]) -> Self {
-        let usable = |point: &&LocalPoint| point.ratio.is_finite() && point.ratio > 0.0;
+        let usable = |point: &&LocalPoint| {
+            let ratio = point.measured / point.predicted;
+            ratio.is_finite() && ratio > 0.0 && point.predicted > 0.0
+        };
         let mut points: Vec<&LocalPoint> = points.iter().filter(usable).collect();
         points.sort_by(|a, b| a.rows.total_cmp(&b.rows).then(a.past.total_cmp(&b.past)));
-        let mut rows: Vec<(f64, Vec<(f64, f64)>)> = Vec::new();
+        let mut rows: Vec<(f64, Pasts)> = Vec::new();
         for same in points.chunk_by(|a, b| a.rows == b.rows) {
-            let pasts = same.chunk_by(|a, b| a.past == b.past).map(|group| {
-                let sum: f64 = group.iter().map(|point| point.ratio.clamp(1.0 / MOST, MOST).ln()).sum();
-                ((group[0].past + SHORT_PAST).ln(), sum / group.len() as f64)
-            });
-            rows.push((same[0].rows.max(1.0).ln(), pasts.collect()));
+            let mut pasts = Pasts::default();
+            for group in same.chunk_by(|a, b| a.past == b.past) {
+                let mean = |of: fn(&LocalPoint) -> f64| {
+                    group.iter().map(|point| of(point)).sum::<f64>() / group.len() as f64
+                };
+                pasts.measured.push((group[0].past, mean(|point| point.measured)));
+                pasts.predicted.push((group[0].past, mean(|point| point.predicted)));
+            }
+            rows.push((same[0].rows.max(1.0).ln(), pasts));
         }
         Self { rows }
     }
 
     /// Factor on the prediction; 1 where nothing was measured.
     pub fn factor(&self, rows: f64, past: f64) -> f64 {
-        let at_past = (past + SHORT_PAST).ln();
+        let ratio = |pasts: &Pasts| {
+            let ratio = between(&pasts.measured, past) / between(&pasts.predicted, past);
+            ratio.clamp(1.0 / MOST, MOST).ln()
+        };
         let each: Vec<(f64, f64)> =
-            self.rows.iter().map(|(rows, pasts)| (*rows, between(pasts, at_past))).collect();
+            self.rows.iter().map(|(rows, pasts)| (*rows, ratio(pasts))).collect();
         between(&each, rows.max(1.0).ln()).exp()
     }
 }
@@ -105,11 +122,12 @@ mod tests {
 
     #[test]
     fn it_meets_its_points_and_goes_straight_between_them() {
-        let point = |rows, past, ratio| LocalPoint { rows, past, ratio };
+        let point = |rows, past, measured| LocalPoint { rows, past, measured, predicted: 1.0 };
         let local = Local::new(&[
             point(8.0, 0.0, 1.0),
             point(1.0, 0.0, 4.0),
-            point(1.0, 960.0, 1.0),
+            // Predicted 11, as 1 is at a past of 0: straight in between.
+            LocalPoint { rows: 1.0, past: 1000.0, measured: 14.0, predicted: 11.0 },
             point(64.0, 0.0, 0.5),
             point(64.0, 0.0, -1.0),
             point(64.0, 0.0, f64::NAN),
@@ -120,8 +138,9 @@ mod tests {
             (8.0, 5000.0, 1.0),
             (64.0, 0.0, 0.5),
             (5000.0, 0.0, 0.5),
-            (1.0, 960.0, 1.0),
-            (1.0, 192.0, 2.0),
+            (1.0, 1000.0, 14.0 / 11.0),
+            (1.0, 5000.0, 14.0 / 11.0),
+            (1.0, 500.0, 9.0 / 6.0),
             (8.0 * 8f64.sqrt(), 0.0, 0.5f64.sqrt()),
         ] {
             let got = local.factor(rows, past);

@@ -81,7 +81,10 @@ impl<'a> DeviceFit<'a> {
         let of_class = || self.samples.ops.iter().filter(|op| op.part.class == class);
         let all = |op: &&OpSample| amount(op) > 0.0;
         let telling = |op: &&OpSample| {
-            all(op) && self.work(op) > LEAST_OF_WORK * self.each(op.seconds, op.count)
+            // Beyond the hand-off, and of that beyond the launch.
+            let each = self.each(op.seconds, op.count);
+            let beyond = op.seconds - self.handoff > LEAST_OF_WORK * op.seconds;
+            all(op) && beyond && self.work(op) > LEAST_OF_WORK * each
         };
         let most = |ops: &mut dyn Iterator<Item = &OpSample>| {
             ops.map(|op| amount(op) / self.work(op)).max_by(f64::total_cmp)
@@ -94,7 +97,8 @@ impl<'a> DeviceFit<'a> {
         let mut profile = self.profile();
         profile.compute.experts = self.experts(&profile);
         let name = self.samples.name.clone();
-        for class in [OpClass::Linear, OpClass::Experts, OpClass::Attention, OpClass::Elementwise] {
+        // Not of attention: over pasts its times go straight, and logarithms of them do not.
+        for class in [OpClass::Linear, OpClass::Experts, OpClass::Elementwise] {
             if let Some(residual) = self.residual(&profile, class) {
                 corrections.set_residual(&name, class, residual);
             }
@@ -233,8 +237,8 @@ impl<'a> DeviceFit<'a> {
         let mut points: BTreeMap<&str, Vec<LocalPoint>> = BTreeMap::new();
         for op in &self.samples.ops {
             let predicted = predict(profile, corrections, &op.part, op.past);
-            let ratio = self.each(op.seconds, op.count) / predicted;
-            let point = LocalPoint { rows: op.part.rows, past: op.past, ratio };
+            let measured = self.each(op.seconds, op.count);
+            let point = LocalPoint { rows: op.part.rows, past: op.past, measured, predicted };
             points.entry(&op.part.signature).or_default().push(point);
         }
         for (signature, points) in points {
@@ -243,8 +247,8 @@ impl<'a> DeviceFit<'a> {
         let mut points: BTreeMap<&str, Vec<LocalPoint>> = BTreeMap::new();
         for unit in &self.samples.units {
             let parts = unit.parts.iter().map(|part| predict(profile, corrections, part, unit.past));
-            let ratio = self.each(unit.seconds, unit.count) / parts.sum::<f64>().max(1e-12);
-            let point = LocalPoint { rows: unit.tokens, past: unit.past, ratio };
+            let (measured, predicted) = (self.each(unit.seconds, unit.count), parts.sum::<f64>());
+            let point = LocalPoint { rows: unit.tokens, past: unit.past, measured, predicted };
             points.entry(&unit.signature).or_default().push(point);
         }
         for (signature, points) in points {
