@@ -9,9 +9,7 @@ use trefoil_graph::{
 };
 use trefoil_scheduler::planner::PlannerError;
 use trefoil_scheduler::policy::Resolved;
-use trefoil_scheduler::{
-    DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place,
-};
+use trefoil_scheduler::{DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
 
 use crate::backends::Backends;
 use crate::calibrate::{CalibrateError, CalibrationOptions, CostRequest, Costs};

@@ -80,11 +80,7 @@ impl Usage {
     }
 }
 
-fn segments(
-    records: &[StepRecord],
-    plan: &Plan,
-    predictor: Predictor<'_>,
-) -> Vec<SegmentTime> {
+fn segments(records: &[StepRecord], plan: &Plan, predictor: Predictor<'_>) -> Vec<SegmentTime> {
     let mut all: Vec<SegmentTime> = Vec::new();
     let runs = records.iter().flat_map(|step| step.segments.iter().map(move |of| (step, of)));
     let timed = runs.filter_map(|(step, segment): (&StepRecord, &SegmentRecord)| {
@@ -92,9 +88,9 @@ fn segments(
     });
     for (segment, predicted) in timed {
         let seconds = segment.times.took().seconds();
-        let known = all.iter_mut().find(|known| {
-            known.label == *segment.label && known.device == *segment.device
-        });
+        let known = all
+            .iter_mut()
+            .find(|known| known.label == *segment.label && known.device == *segment.device);
         match known {
             Some(known) => {
                 known.runs += 1;

@@ -112,8 +112,7 @@ fn a_model_is_planned_by_cost_over_devices_that_are_named() {
     let never = "[telemetry]\ncalibrate = \"never\"\n[policies.latency]\nobjective = \"latency\"\n";
     std::fs::write(&config, never).expect("writes");
     let empty = tempfile::tempdir().expect("a folder");
-    let args =
-        ["plan", "demo", "--device", "cpu0,ref0", "--json", "--config", config_file];
+    let args = ["plan", "demo", "--device", "cpu0,ref0", "--json", "--config", config_file];
     let plan = with_cache(empty.path(), &args);
     assert!(!plan.stderr.contains("measuring"), "{}", plan.stderr);
     let plan = plan.json();

@@ -18,7 +18,8 @@ fn graph(ops: usize) -> Result<LayerGraph, ShapeError> {
     let mut graph = GraphBuilder::default();
     graph.begin_unit(UnitKind::Embed, None);
     let table = Weight::from_f32("table", 1, WIDTH, &[0.5; WIDTH]);
-    let mut last = graph.push("x", Embed { table, scale: 1.0, positions: None, types: None }, &[])?;
+    let mut last =
+        graph.push("x", Embed { table, scale: 1.0, positions: None, types: None }, &[])?;
     graph.begin_unit(UnitKind::Head, None);
     for op in 0..ops {
         let function = Nonlinearity::Silu;

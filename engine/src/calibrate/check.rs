@@ -245,11 +245,8 @@ fn requests(
     if let [first, second, ..] = names[..] {
         let units = lowered.graph.units();
         let later = units[units.len() / 2..].iter();
-        let pins = later.map(|unit| Pin {
-            pattern: unit.name(),
-            device: second.to_owned(),
-            phase: None,
-        });
+        let pins =
+            later.map(|unit| Pin { pattern: unit.name(), device: second.to_owned(), phase: None });
         let split = ModelOptions { pins: pins.collect(), ..alone(first) };
         placements.push((format!("{first} then {second}"), split));
     }
@@ -272,8 +269,7 @@ fn request(
     let mut runner = lowered.runner(backends, plan, options)?;
     let prompt = PROMPT.min(runner.context().saturating_sub(GENERATED + 1)).max(1);
     let vocabulary = lowered.vocabulary().max(1);
-    let tokens: Vec<u32> =
-        (0..prompt).map(|at| ((at * 7919 + 13) % vocabulary) as u32).collect();
+    let tokens: Vec<u32> = (0..prompt).map(|at| ((at * 7919 + 13) % vocabulary) as u32).collect();
     let mut sequence = runner.begin(runner.context());
     let (mut firsts, mut each) = (Vec::new(), Vec::new());
     // The first go is for warming up.
@@ -326,4 +322,3 @@ fn request(
         token: [least_disturbed(&mut each).unwrap_or(f64::NAN), predicted_token],
     })
 }
-

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use trefoil_devices_api::{Device, DomainId};
 use trefoil_graph::{LayerGraph, StepShape, UnitId};
 use trefoil_scheduler::BucketPlan;
+use trefoil_scheduler::Plan;
 use trefoil_scheduler::cost::{Corrections, CostModel, OpClass};
 use trefoil_scheduler::fit::fit;
 use trefoil_scheduler::planner::{Goal, PlanRequest, PlannerError, plan as make_plan};
 use trefoil_scheduler::policy::Resolved;
 use trefoil_scheduler::profile::Profile;
-use trefoil_scheduler::Plan;
 
 use super::{
-    Calibration, CalibrateError, CalibrationOptions, DeviceEntry, Effort, PairSample, Silent, Store,
-    When, calibrate, keep, measurements,
+    CalibrateError, Calibration, CalibrationOptions, DeviceEntry, Effort, PairSample, Silent,
+    Store, When, calibrate, keep, measurements,
 };
 use crate::model::Lowered;
 use crate::records::{SegmentRecord, StepRecord};
@@ -163,8 +163,7 @@ impl Costs {
     ) -> Result<Plan, PlannerError> {
         let (model, graph) = (lowered.model_ref(), &*lowered.graph);
         let CostRequest { policy, buckets, context, kv_element_bytes } = request;
-        let mut request =
-            PlanRequest::new(model, graph, &self.profile, &self.corrections, buckets);
+        let mut request = PlanRequest::new(model, graph, &self.profile, &self.corrections, buckets);
         let mut notes = Vec::new();
         if let Some(policy) = policy {
             // Names that are no device here were said when the configuration was used.
@@ -220,12 +219,7 @@ impl Costs {
     }
 
     /// Predicted seconds of a step of a bucket: its segments with their hand-offs, and its copies.
-    pub fn step(
-        &self,
-        graph: &LayerGraph,
-        bucket: &BucketPlan,
-        step: &StepShape,
-    ) -> Option<f64> {
+    pub fn step(&self, graph: &LayerGraph, bucket: &BucketPlan, step: &StepShape) -> Option<f64> {
         let mut sum = 0.0;
         let segments = bucket.segments();
         for segment in &segments {

@@ -212,8 +212,7 @@ fn refused(lowered: &Lowered, device: &dyn Device, chunk: usize) -> Vec<String> 
             matches!(device.support(&OpQuery { graph, node, bucket }), Support::No(_))
         })
     });
-    let kinds: BTreeSet<String> =
-        kinds.map(|node| graph.node(node).op.kind().to_owned()).collect();
+    let kinds: BTreeSet<String> = kinds.map(|node| graph.node(node).op.kind().to_owned()).collect();
     kinds.into_iter().collect()
 }
 
@@ -225,9 +224,9 @@ fn pair(
     date: &str,
 ) -> Result<Option<PairSample>, CalibrateError> {
     let decode = StepShape::decode(0);
-    let units = targets.iter().filter(|target| {
-        matches!(target.what, What::Units(_)) && target.phase == Phase::Decode
-    });
+    let units = targets
+        .iter()
+        .filter(|target| matches!(target.what, What::Units(_)) && target.phase == Phase::Decode);
     let work = |target: &&Target| {
         let nodes = target.nodes(model.graph);
         let cost = nodes.iter().map(|&node| model.graph.node_cost(node, &decode).weight_bytes);

@@ -63,7 +63,11 @@ impl Ready {
             let buffer = device.alloc(AllocRequest { domain, bytes, purpose })?;
             match binding.role {
                 Role::Input(_) => {
-                    write_buffer(device.as_ref(), &buffer, bytemuck::cast_slice(&values(bytes / 4)))?;
+                    write_buffer(
+                        device.as_ref(),
+                        &buffer,
+                        bytemuck::cast_slice(&values(bytes / 4)),
+                    )?;
                 }
                 Role::Kv(_) => write_buffer(device.as_ref(), &buffer, &kv_bytes(bytes, kv.half))?,
                 Role::Output(_) => {}

@@ -91,9 +91,9 @@ impl Store {
         let parsed = parse(key, &text);
         match &parsed {
             // The time tells which files are in use.
-            Some(_) => drop(std::fs::File::open(&path).and_then(|file| {
-                file.set_modified(SystemTime::now())
-            })),
+            Some(_) => drop(
+                std::fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now())),
+            ),
             None => tracing::warn!(
                 "{}: damaged or of another version: will be measured again",
                 path.display()

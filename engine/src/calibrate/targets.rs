@@ -11,10 +11,12 @@ use trefoil_scheduler::fit::{OpSample, Part, UnitSample};
 use super::measure::Model;
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
-    /// A second or two: units and their products, at one and at some rows.
+    /// A second or two: units, products and attention, at one and at some rows.
     Probe,
     /// Some seconds.
     Quick,
@@ -32,14 +34,14 @@ pub(super) struct Grid {
     pub(super) seconds: f64,
     /// How often all of it is gone through: times that lie apart are not disturbed by the same.
     pub(super) passes: usize,
-    /// Are ops of all classes measured, or products only?
+    /// Are ops of all classes measured, or all but element-wise ones?
     pub(super) all_classes: bool,
 }
 
 impl Grid {
     pub(super) fn of(effort: Effort) -> Self {
         let (rows, pasts, chains): (&[usize], &[usize], &[usize]) = match effort {
-            Effort::Probe => (&[64], &[0], &[1, 16]),
+            Effort::Probe => (&[64], &[0, 256], &[1, 16]),
             Effort::Quick => (&[8, 64, 256], &[0, 512], &[1, 8, 32]),
             Effort::Full => (&[2, 8, 32, 128, 512], &[0, 256, 2048], &[1, 4, 16, 64]),
         };
@@ -107,6 +109,8 @@ const WEIGHT_BYTES: usize = 192 << 20;
 const MOST_DECODE: usize = 16;
 /// And in prefill, where rows and not weights take the time.
 const MOST_PREFILL: usize = 2;
+/// But so many ops that take little: beside a hand-off, one is hardly seen.
+const MOST_SMALL: usize = 8;
 
 impl Target {
     /// All that is measured of a graph, in the order of its importance.
@@ -120,7 +124,7 @@ impl Target {
             let op = &graph.node(node).op;
             let class = OpClass::of(op);
             // What stores keys and values is measured with its unit: alone it has no result.
-            let wanted = grid.all_classes || class == OpClass::Linear || class == OpClass::Experts;
+            let wanted = grid.all_classes || class != OpClass::Elementwise;
             if wanted && !matches!(op, Op::KvWrite(_)) {
                 ops.entry(op_signature(graph, node)).or_default().push(node);
             }
@@ -131,9 +135,15 @@ impl Target {
             for (signature, units) in &units {
                 let bytes = |unit: &UnitId| weight_bytes(graph, &graph.unit(*unit).nodes);
                 let units = some(units, most, bytes);
-                targets.push(Self { signature: signature.clone(), what: What::Units(units), phase });
+                targets.push(Self {
+                    signature: signature.clone(),
+                    what: What::Units(units),
+                    phase,
+                });
             }
             for (signature, nodes) in &ops {
+                let small = OpClass::of(&graph.node(nodes[0]).op) == OpClass::Elementwise;
+                let most = if small { most.max(MOST_SMALL) } else { most };
                 let nodes = some(nodes, most, |node| weight_bytes(graph, &[*node]));
                 targets.push(Self { signature: signature.clone(), what: What::Ops(nodes), phase });
             }

@@ -304,8 +304,7 @@ impl Roof {
             OpClass::Experts => compute.experts.map_or(1.0, |share| share.get()),
             _ => 1.0,
         };
-        let rate =
-            block.map_or(1.0, |block| compute.weight_rate_at(block, rows) * gathered);
+        let rate = block.map_or(1.0, |block| compute.weight_rate_at(block, rows) * gathered);
         let other = match class {
             OpClass::Attention => compute.attention.get(),
             _ => compute.elementwise.get(),

@@ -18,6 +18,8 @@ const LEAST_FOR_REGRESSION: usize = 12;
 const PENALTY: f64 = 1.0;
 /// The regression sees no ratio farther from 1 than it may answer.
 const MOST_RATIO: f64 = 3.0;
+/// Of the rate on products: what other arithmetic is believed to attain until it is measured.
+const UNMEASURED: f64 = 0.1;
 /// Ops that are nearly all launch tell nothing of rates.
 const LEAST_OF_WORK: f64 = 0.3;
 /// Share of an op's time that is work at least: launches differ a little from op to op.
@@ -116,11 +118,14 @@ impl<'a> DeviceFit<'a> {
         let kv = self.attained(OpClass::Attention, |op| {
             op.part.work.kv_read_bytes + op.part.work.kv_write_bytes
         });
-        let activations = self
-            .attained(OpClass::Elementwise, |op| op.part.work.read_bytes + op.part.work.write_bytes);
+        let activations = self.attained(OpClass::Elementwise, |op| {
+            op.part.work.read_bytes + op.part.work.write_bytes
+        });
         let other = |class| self.attained(class, |op| op.part.work.other_flops);
-        let elementwise = other(OpClass::Elementwise).unwrap_or(1e9);
         let (weights, rows_of, rows) = self.rates();
+        // Where they were not measured, a share of what products attain.
+        let usual = UNMEASURED * weights["other"].get();
+        let elementwise = other(OpClass::Elementwise).unwrap_or(usual);
         let peak = weights.values().map(|rate| rate.get()).fold(1e7, f64::max);
         let watts = samples.watts.unwrap_or(0.0);
         DeviceProfile {
@@ -152,7 +157,9 @@ impl<'a> DeviceFit<'a> {
                 idle: bounded::<Watts>(0.0, 0.0, 5000.0),
                 busy: bounded::<Watts>(watts, 0.0, 5000.0),
                 source: match samples.watts {
-                    Some(_) => "as the device told while it was measured; idle not known".to_owned(),
+                    Some(_) => {
+                        "as the device told while it was measured; idle not known".to_owned()
+                    }
                     None => "not measured: the device does not tell; counted as 0".to_owned(),
                 },
             },
@@ -205,7 +212,8 @@ impl<'a> DeviceFit<'a> {
         });
         let rows: Vec<(f64, Share)> = rows.collect();
         if !weights.contains_key("other") {
-            let known: Vec<(f64, f64)> = weights.values().map(|r: &OpRate| (r.get(), 1.0)).collect();
+            let known: Vec<(f64, f64)> =
+                weights.values().map(|r: &OpRate| (r.get(), 1.0)).collect();
             weights.insert("other".to_owned(), op_rate(weighted_mean(&known).unwrap_or(1e9)));
         }
         let rows = if rows.is_empty() { vec![(1.0, bounded(1.0, 0.0, 1.0))] } else { rows };
@@ -246,7 +254,8 @@ impl<'a> DeviceFit<'a> {
         }
         let mut points: BTreeMap<&str, Vec<LocalPoint>> = BTreeMap::new();
         for unit in &self.samples.units {
-            let parts = unit.parts.iter().map(|part| predict(profile, corrections, part, unit.past));
+            let parts =
+                unit.parts.iter().map(|part| predict(profile, corrections, part, unit.past));
             let (measured, predicted) = (self.each(unit.seconds, unit.count), parts.sum::<f64>());
             let point = LocalPoint { rows: unit.tokens, past: unit.past, measured, predicted };
             points.entry(&unit.signature).or_default().push(point);

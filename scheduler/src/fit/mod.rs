@@ -87,7 +87,8 @@ pub fn fit(measured: &Measurements) -> Result<Fitted, FitError> {
             size: Size(Bytes(domain.bytes)),
             usable: bounded::<Share>(domain.usable, 0.0, 1.0),
             bandwidth: bounded::<Bandwidth>(most, 1e7, 1e14),
-            source: "size as the system tells; bandwidth: the most that a device attained".to_owned(),
+            source: "size as the system tells; bandwidth: the most that a device attained"
+                .to_owned(),
         }
     });
     let profile = Profile {

@@ -51,7 +51,8 @@ mod tests {
         assert_eq!(median(&mut []), None);
         let mut times = [1.02, 1.0, 1.01, 3.0, 9.0, 1.5, 2.0, 2.5, 7.0];
         assert_eq!(least_disturbed(&mut times), Some(1.01));
-        let mut points: Vec<(f64, f64)> = (0..9).map(f64::from).map(|x| (x, 2.0 + 3.0 * x)).collect();
+        let mut points: Vec<(f64, f64)> =
+            (0..9).map(f64::from).map(|x| (x, 2.0 + 3.0 * x)).collect();
         points[4].1 = 100.0;
         let (start, slope) = line(&points).expect("enough");
         assert!((start - 2.0).abs() < 1e-9 && (slope - 3.0).abs() < 1e-9, "{start} {slope}");

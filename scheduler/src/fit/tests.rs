@@ -23,7 +23,9 @@ fn nodes(graph: &LayerGraph) -> Vec<NodeIndex> {
 
 fn steps(rows: &[u64], pasts: &[u64]) -> Vec<StepShape> {
     let each = |&rows: &u64| {
-        pasts.iter().map(move |&past| StepShape { rows_out: rows, ..StepShape::prefill(rows, past) })
+        pasts
+            .iter()
+            .map(move |&past| StepShape { rows_out: rows, ..StepShape::prefill(rows, past) })
     };
     rows.iter().flat_map(each).collect()
 }
@@ -45,7 +47,8 @@ fn samples(model: &CostModel<'_>, device: &DeviceProfile, disturbed: bool) -> De
             _ => &[0],
         };
         for step in steps(&[1, 2, 8, 32, 128, 512], pasts) {
-            let count = if step.tokens == 1 { 8 } else { 2 };
+            let small = OpClass::of(&graph.node(node).op) == OpClass::Elementwise;
+            let count = if step.tokens == 1 || small { 8 } else { 2 };
             let each = model.op(device, node, &step).expect("takes it").seconds;
             ops.push(OpSample {
                 part: Part::of(graph, node, &step),
@@ -72,7 +75,8 @@ fn samples(model: &CostModel<'_>, device: &DeviceProfile, disturbed: bool) -> De
     let chain = |(index, ops): (usize, u32)| ChainSample {
         ops,
         // One of them is far off: another program was at work.
-        seconds: (handoff + f64::from(ops) * launch) * if disturbed && index == 2 { 3.0 } else { 1.0 },
+        seconds: (handoff + f64::from(ops) * launch)
+            * if disturbed && index == 2 { 3.0 } else { 1.0 },
     };
     DeviceSamples {
         name: device.name.clone(),
@@ -136,7 +140,8 @@ fn the_numbers_of_a_known_machine_come_back() {
         assert!(got.memory.source.contains("2026-01-01"), "{}", got.memory.source);
     }
     for (got, want) in fitted.links.iter().zip(&truth.links) {
-        let want = truth.links.iter().find(|l| (&l.from, &l.to) == (&got.from, &got.to)).unwrap_or(want);
+        let want =
+            truth.links.iter().find(|l| (&l.from, &l.to) == (&got.from, &got.to)).unwrap_or(want);
         near("link", got.bandwidth.get(), want.bandwidth.get(), 1e-6);
         near("latency", got.latency.get(), want.latency.get(), 1e-3);
     }

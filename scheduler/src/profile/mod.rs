@@ -294,8 +294,7 @@ impl Compute {
 
 fn share_at(points: &[(f64, Share)], rows: f64) -> f64 {
     let after = points.partition_point(|(at, _)| *at <= rows);
-    let (Some(above), Some(before)) =
-        (points.get(after), after.checked_sub(1).map(|i| &points[i]))
+    let (Some(above), Some(before)) = (points.get(after), after.checked_sub(1).map(|i| &points[i]))
     else {
         let edge = if after == 0 { points.first() } else { points.last() };
         return edge.map_or(1.0, |(_, share)| share.get());

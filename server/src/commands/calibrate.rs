@@ -131,7 +131,10 @@ fn chosen(backends: &Backends, options: &ModelOptions) -> Result<Vec<Arc<dyn Dev
 
 fn write_profile(path: &Path, profile: &Profile) -> Outcome {
     let fail = |error: String| {
-        Failure::new(Status::Failed, format!("{}: cannot write the profile: {error}", path.display()))
+        Failure::new(
+            Status::Failed,
+            format!("{}: cannot write the profile: {error}", path.display()),
+        )
     };
     let text = toml::to_string(profile).map_err(|error| fail(error.to_string()))?;
     let temporary = path.with_extension("toml.part");
@@ -160,7 +163,9 @@ fn render(profile: &Profile, measured: &Calibration) -> String {
     for pair in &profile.co_run {
         let (a, b) = &pair.devices;
         let [keep_a, keep_b] = [pair.keep.0, pair.keep.1].map(|share| share.get() * 100.0);
-        lines.push(format!("at once  {a} keeps {keep_a:.0} %, {b} keeps {keep_b:.0} % of its speed"));
+        lines.push(format!(
+            "at once  {a} keeps {keep_a:.0} %, {b} keeps {keep_b:.0} % of its speed"
+        ));
     }
     if measured.skipped > 0 {
         lines.push(format!("{} steps were passed over for want of time", measured.skipped));
