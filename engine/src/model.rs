@@ -44,10 +44,10 @@ pub enum ModelError {
     Plan(#[from] PlanError),
     /// No plan by cost.
     #[error(transparent)]
-    Planner(#[from] PlannerError),
+    Planner(Box<PlannerError>),
     /// Costs that the user gave and that cannot be used.
     #[error(transparent)]
-    Costs(CalibrateError),
+    Costs(Box<CalibrateError>),
     /// Memory.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -71,6 +71,12 @@ pub enum ModelError {
         /// What the user wrote.
         name: String,
     },
+}
+
+impl From<PlannerError> for ModelError {
+    fn from(error: PlannerError) -> Self {
+        Self::Planner(Box::new(error))
+    }
 }
 
 impl ModelError {
@@ -273,7 +279,7 @@ impl Lowered {
                     why_not = Some(why.to_owned());
                 }
                 Err(error @ CalibrateError::CostTable { .. }) => {
-                    return Err(ModelError::Costs(error));
+                    return Err(ModelError::Costs(Box::new(error)));
                 }
                 Err(error) => {
                     tracing::warn!("costs are not known: {error}");

@@ -95,8 +95,10 @@ impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         let status = match &error {
             ModelError::Place(_) | ModelError::Plan(_) | ModelError::Costs(_) => Status::Usage,
-            ModelError::Planner(PlannerError::Partition(_)) => Status::Device,
-            ModelError::Planner(_) => Status::Usage,
+            ModelError::Planner(error) => match **error {
+                PlannerError::Partition(_) => Status::Device,
+                _ => Status::Usage,
+            },
             ModelError::Device(_) | ModelError::Execute(_) | ModelError::Unusable { .. } => {
                 Status::Device
             }
