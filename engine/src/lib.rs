@@ -3,6 +3,7 @@
 pub mod backends;
 pub mod bench;
 pub mod cache;
+pub mod calibrate;
 pub mod evaluate;
 pub mod executor;
 pub mod generate;

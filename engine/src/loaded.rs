@@ -9,6 +9,7 @@ use trefoil_graph::ModelFile;
 use trefoil_scheduler::Plan;
 
 use crate::backends::Backends;
+use crate::calibrate::{Costs, Predictor};
 use crate::model::{Lowered, ModelError, ModelOptions, open_file};
 use crate::runner::Runner;
 use crate::text::of_model::{self, ModelTemplateError};
@@ -134,6 +135,8 @@ pub struct Loaded {
     pub text: Arc<TextSide>,
     /// Where everything runs.
     pub plan: Plan,
+    /// What its devices' work costs, where that is known.
+    pub costs: Option<Costs>,
     /// The plan at work.
     pub runner: Runner,
     /// Time that loading took.
@@ -151,9 +154,17 @@ impl Loaded {
         let start = Instant::now();
         let lowered = Lowered::new(open_file(name)?, options.lower)?;
         let text = Arc::new(TextSide::new(&lowered.file, template)?);
-        let plan = lowered.plan(backends, options)?;
+        let (plan, costs) = lowered.plan_with_costs(backends, options)?;
         let runner = lowered.runner(backends, &plan, options)?;
-        Ok(Self { lowered, text, plan, runner, took: start.elapsed() })
+        Ok(Self { lowered, text, plan, costs, runner, took: start.elapsed() })
+    }
+
+    /// What predicts recorded steps, where costs are known.
+    pub fn predictor(&self) -> Option<Predictor<'_>> {
+        let half = self.runner.executor.kv.layout().half;
+        let kv_element_bytes = if half { 2.0 } else { 4.0 };
+        let costs = self.costs.as_ref()?;
+        Some(Predictor { costs, graph: &self.lowered.graph, kv_element_bytes })
     }
 
     /// Devices that run a phase, with the number of units on each.

@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use trefoil_devices_api::{Bucket, DeviceError, Phase};
+use trefoil_devices_api::{Bucket, Device, DeviceError, Phase};
 use trefoil_graph::{
     Hyper, LayerGraph, LowerError, LowerOptions, ModelFile, ModelFileError, lower, ops::Op,
 };
-use trefoil_scheduler::{ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
+use trefoil_scheduler::planner::PlannerError;
+use trefoil_scheduler::policy::Resolved;
+use trefoil_scheduler::{DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
 
 use crate::backends::Backends;
+use crate::calibrate::{CalibrateError, CalibrationOptions, CostRequest, Costs};
 use crate::executor::{ExecuteError, Executor};
 use crate::kv::{KvPool, KvType};
 use crate::runner::Runner;
@@ -39,6 +42,12 @@ pub enum ModelError {
     /// A plan made elsewhere.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// No plan by cost.
+    #[error(transparent)]
+    Planner(Box<PlannerError>),
+    /// Costs that the user gave and that cannot be used.
+    #[error(transparent)]
+    Costs(Box<CalibrateError>),
     /// Memory.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -64,6 +73,12 @@ pub enum ModelError {
     },
 }
 
+impl From<PlannerError> for ModelError {
+    fn from(error: PlannerError) -> Self {
+        Self::Planner(Box::new(error))
+    }
+}
+
 impl ModelError {
     /// The error, with the reason where a device is missing because it was refused.
     fn with_refusal(self, backends: &Backends) -> Self {
@@ -84,6 +99,13 @@ impl ModelError {
 pub struct ModelOptions {
     /// Device that takes what no pin names.
     pub device: Option<String>,
+    /// Devices to choose from by cost; where there are none, all that need not be named.
+    pub devices: Vec<String>,
+    /// How costs come to be known. Without any, and wherever a device or pins are given, everything
+    /// that no pin names goes to one device.
+    pub calibration: CalibrationOptions,
+    /// What a choice by cost follows; balanced if absent.
+    pub policy: Option<Arc<Resolved>>,
     /// Pins; the first match wins.
     pub pins: Vec<Pin>,
     /// A plan made before, instead of placing now.
@@ -113,6 +135,9 @@ impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             device: None,
+            devices: Vec::new(),
+            calibration: CalibrationOptions::default(),
+            policy: None,
             pins: Vec::new(),
             plan: None,
             context: None,
@@ -208,33 +233,120 @@ impl Lowered {
 
     /// Places the model on the devices, or checks the plan that the options carry.
     pub fn plan(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
+        Ok(self.plan_with_costs(backends, options)?.0)
+    }
+
+    /// As [`Self::plan`], with the costs of the plan's devices where they are known. May measure for a
+    /// second or two, if the options want it.
+    pub fn plan_with_costs(
+        &self,
+        backends: &Backends,
+        options: &ModelOptions,
+    ) -> Result<(Plan, Option<Costs>), ModelError> {
         self.plan_on(backends, options).map_err(|error| error.with_refusal(backends))
     }
 
-    fn plan_on(&self, backends: &Backends, options: &ModelOptions) -> Result<Plan, ModelError> {
-        let devices = backends.facts();
+    fn plan_on(
+        &self,
+        backends: &Backends,
+        options: &ModelOptions,
+    ) -> Result<(Plan, Option<Costs>), ModelError> {
+        let all = backends.facts();
         if let Some(plan) = &options.plan {
-            let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
-            plan.check(&self.fingerprint, &self.graph, &names)?;
-            let most = self.hyper.context.max(options.kv_tokens.unwrap_or(0));
-            if plan.context > most {
-                let (what, expected) = ("context", format!("at most {most}"));
-                return Err(
-                    PlanError::Size { what: what.to_owned(), expected, got: plan.context }.into()
-                );
-            }
-            return Ok(plan.clone());
+            self.check_plan(plan, &all, options)?;
+            return Ok((plan.clone(), self.known_costs(backends, plan, options)));
         }
-        Ok(place(&Request {
+        let usable = usable(&all, options)?;
+        let choice = options.device.is_none() && options.pins.is_empty() && usable.len() > 1;
+        let mut why_not = None;
+        if choice {
+            let devices = devices_named(backends, usable.iter().map(|d| d.name.as_str()));
+            match self.costs(&devices, options) {
+                Ok(Some(costs)) => {
+                    let plan = costs.plan(
+                        self,
+                        CostRequest {
+                            policy: options.policy.as_deref(),
+                            buckets: &self.buckets(options),
+                            context: self.kv_tokens(options),
+                            kv_element_bytes: options.kv_type.bytes(),
+                        },
+                    )?;
+                    return Ok((plan, Some(costs)));
+                }
+                Ok(None) => {
+                    let why = "no device's costs are known: `trefoil calibrate` measures them";
+                    why_not = Some(why.to_owned());
+                }
+                Err(error @ CalibrateError::CostTable { .. }) => {
+                    return Err(ModelError::Costs(Box::new(error)));
+                }
+                Err(error) => {
+                    tracing::warn!("costs are not known: {error}");
+                    why_not = Some(format!("costs are not known: {error}"));
+                }
+            }
+        }
+        let first = options.devices.first().map(String::as_str);
+        let mut plan = place(&Request {
             model: self.model_ref(),
             graph: &self.graph,
-            devices: &devices,
-            device: options.device.as_deref(),
+            devices: &all,
+            device: options.device.as_deref().or(first),
             pins: &options.pins,
             buckets: &self.buckets(options),
             context: self.kv_tokens(options),
             kv_element_bytes: options.kv_type.bytes(),
-        })?)
+        })?;
+        plan.reasons.extend(why_not);
+        let costs = self.known_costs(backends, &plan, options);
+        Ok((plan, costs))
+    }
+
+    /// Checks a plan that was made elsewhere.
+    fn check_plan(
+        &self,
+        plan: &Plan,
+        devices: &[DeviceFacts],
+        options: &ModelOptions,
+    ) -> Result<(), ModelError> {
+        let names: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+        plan.check(&self.fingerprint, &self.graph, &names)?;
+        let most = self.hyper.context.max(options.kv_tokens.unwrap_or(0));
+        if plan.context > most {
+            let (what, expected) = ("context".to_owned(), format!("at most {most}"));
+            return Err(PlanError::Size { what, expected, got: plan.context }.into());
+        }
+        Ok(())
+    }
+
+    /// Costs of devices for this model, measured now if the options want it.
+    fn costs(
+        &self,
+        devices: &[Arc<dyn Device>],
+        options: &ModelOptions,
+    ) -> Result<Option<Costs>, CalibrateError> {
+        let form = (options.kv_type.bytes() == 2, options.chunk);
+        let mut say = |text: String| tracing::warn!("{text}");
+        Costs::find(self, devices, &options.calibration, form, &mut say)
+    }
+
+    /// Costs of a plan's devices, if they are known without measuring.
+    fn known_costs(
+        &self,
+        backends: &Backends,
+        plan: &Plan,
+        options: &ModelOptions,
+    ) -> Option<Costs> {
+        let mut names: Vec<&str> =
+            plan.buckets.iter().flat_map(trefoil_scheduler::BucketPlan::devices).collect();
+        names.sort_unstable();
+        names.dedup();
+        let devices = devices_named(backends, names.into_iter());
+        let when = crate::calibrate::When::Never;
+        let calibration = CalibrationOptions { when, ..options.calibration.clone() };
+        let options = ModelOptions { calibration, ..options.clone() };
+        self.costs(&devices, &options).ok()?
     }
 
     /// Compiles a plan and takes its memory.
@@ -261,4 +373,28 @@ impl Lowered {
         let context = plan.context.min(self.hyper.context);
         Ok(Runner::new(executor, &self.hyper, vocabulary, options.chunk, context))
     }
+}
+
+/// Devices to choose from: those that the options name, else those that need not be named.
+fn usable<'d>(
+    all: &'d [DeviceFacts],
+    options: &ModelOptions,
+) -> Result<Vec<&'d DeviceFacts>, PlanError> {
+    if options.devices.is_empty() {
+        return Ok(all.iter().filter(|device| !device.only_when_named).collect());
+    }
+    let names: Vec<&str> = all.iter().map(|device| device.name.as_str()).collect();
+    let named = options.devices.iter().map(|name| {
+        let found = all.iter().find(|device| device.name == *name);
+        found.ok_or_else(|| PlanError::unknown_device(name, &names))
+    });
+    named.collect()
+}
+
+fn devices_named<'n>(
+    backends: &Backends,
+    names: impl Iterator<Item = &'n str>,
+) -> Vec<Arc<dyn Device>> {
+    let find = |name: &str| backends.devices.iter().find(|device| device.info().name == name);
+    names.filter_map(find).cloned().collect()
 }

@@ -109,7 +109,7 @@ pub fn run_case(device: &dyn Device, case: &Case, half: bool) -> Result<Vec<f32>
 }
 
 /// Pseudo-random keys and values, so that a past is worth attending to.
-fn kv_bytes(len: usize, half: bool) -> Vec<u8> {
+pub(crate) fn kv_bytes(len: usize, half: bool) -> Vec<u8> {
     let mut bytes = vec![0; len];
     let mut random = Random::new(7);
     if half {

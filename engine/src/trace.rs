@@ -5,6 +5,7 @@ use trefoil_devices_api::DomainId;
 use trefoil_scheduler::{Plan, SegmentPrediction};
 use trefoil_telemetry::{ChromeTrace, Nanos};
 
+use crate::calibrate::Predictor;
 use crate::records::{CopyRecord, SegmentRecord, StepRecord, Times};
 
 /// Track of what the host does between steps: sampling, text, waiting for whoever asks.
@@ -15,9 +16,14 @@ pub const HOST_TRACK: &str = "host between steps";
 ///
 /// Spans of segments are named after their units and have as arguments the step's `tokens`, `past`,
 /// `sequences`, `outputs` and `bucket` (rows of a full step), `queue_wait_seconds`, `device_seconds`
-/// where the processor has a clock of its own, and, where the plan has it, `predicted_seconds` of a
-/// full step.
-pub fn chrome_trace(records: &[StepRecord], plan: &Plan) -> ChromeTrace {
+/// where the processor has a clock of its own, and `predicted_seconds`: with a `predictor` at the step's
+/// own tokens and past, else of a full step where the plan has it (`predicted_for` says `step` or
+/// `bucket`).
+pub fn chrome_trace(
+    records: &[StepRecord],
+    plan: &Plan,
+    predictor: Option<Predictor<'_>>,
+) -> ChromeTrace {
     let mut trace = ChromeTrace::new();
     let origin = records.iter().filter_map(StepRecord::queued).min().unwrap_or_default();
     for segment in records.iter().flat_map(|step| &step.segments) {
@@ -29,7 +35,10 @@ pub fn chrome_trace(records: &[StepRecord], plan: &Plan) -> ChromeTrace {
     for step in records {
         for segment in &step.segments {
             let name = segment.label.split_once(' ').map_or(&*segment.label, |(_, units)| units);
-            let args = segment_args(step, segment, predicted(plan, step, segment));
+            let own = predictor.and_then(|predictor| predictor.segment(plan, step, segment));
+            let full = || predicted(plan, step, segment).map(|full| (full.seconds, "bucket"));
+            let known = own.map(|seconds| (seconds, "step")).or_else(full);
+            let args = segment_args(step, segment, known);
             let track = (&*segment.device, name, step.phase.name());
             span(&mut trace, track, origin, &segment.times, args);
         }
@@ -88,12 +97,13 @@ fn add_times(args: &mut Map<String, Value>, times: &Times) {
 fn segment_args(
     step: &StepRecord,
     segment: &SegmentRecord,
-    predicted: Option<&SegmentPrediction>,
+    predicted: Option<(f64, &str)>,
 ) -> Map<String, Value> {
     let mut args = step_args(step);
     add_times(&mut args, &segment.times);
-    if let Some(predicted) = predicted {
-        args.insert("predicted_seconds".to_owned(), json!(predicted.seconds));
+    if let Some((seconds, of)) = predicted {
+        args.insert("predicted_seconds".to_owned(), json!(seconds));
+        args.insert("predicted_for".to_owned(), json!(of));
     }
     args
 }

@@ -6,7 +6,11 @@ use trefoil_devices_api::Phase;
 use trefoil_scheduler::Plan;
 use trefoil_telemetry::Nanos;
 
-use crate::records::StepRecord;
+use crate::calibrate::Predictor;
+use crate::records::{SegmentRecord, StepRecord};
+
+/// Most segments that are shown.
+const MOST_LINES: usize = 24;
 
 /// How long the steps of a phase took.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,8 +25,26 @@ pub struct PhaseTime {
     pub seconds: f64,
     /// Rows of a full step.
     pub full_rows: usize,
-    /// Predicted seconds of a full step; absent where the plan was made without a profile.
+    /// Predicted seconds: of the measured steps at their own rows and past where the devices' costs
+    /// are known, on average; else of a full step, as the plan has it; absent where it has none.
     pub predicted_seconds: Option<f64>,
+    /// Is the prediction one of the measured steps, whatever their rows?
+    pub at_own_rows: bool,
+}
+
+/// How long the runs of a segment took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SegmentTime {
+    /// Phase, first and last unit.
+    pub label: String,
+    /// The device.
+    pub device: String,
+    /// Runs.
+    pub runs: usize,
+    /// Seconds of a run, on average.
+    pub seconds: f64,
+    /// Predicted seconds of the same runs, on average, at the rows and past of each.
+    pub predicted_seconds: f64,
 }
 
 /// What records of steps say in a few numbers.
@@ -33,15 +55,62 @@ pub struct Usage {
     pub busy: Vec<(String, f64)>,
     /// Phases that had steps.
     pub phases: Vec<PhaseTime>,
+    /// Segments that were predicted, in the order of their first run.
+    pub segments: Vec<SegmentTime>,
 }
 
 impl Usage {
     /// Of `records`, made by `plan`.
     pub fn of(records: &[StepRecord], plan: &Plan) -> Self {
-        let phases = [Phase::Prefill, Phase::Decode];
-        let phases = phases.into_iter().filter_map(|phase| phase_time(records, plan, phase));
-        Self { busy: busy(records), phases: phases.collect() }
+        Self::predicted(records, plan, None)
     }
+
+    /// As [`Self::of`], with what each step and segment should have taken.
+    pub fn predicted(
+        records: &[StepRecord],
+        plan: &Plan,
+        predictor: Option<Predictor<'_>>,
+    ) -> Self {
+        let phases = [Phase::Prefill, Phase::Decode];
+        let phases =
+            phases.into_iter().filter_map(|phase| phase_time(records, plan, predictor, phase));
+        let segments = predictor.map(|predictor| segments(records, plan, predictor));
+        let segments = segments.unwrap_or_default();
+        Self { busy: busy(records), phases: phases.collect(), segments }
+    }
+}
+
+fn segments(records: &[StepRecord], plan: &Plan, predictor: Predictor<'_>) -> Vec<SegmentTime> {
+    let mut all: Vec<SegmentTime> = Vec::new();
+    let runs = records.iter().flat_map(|step| step.segments.iter().map(move |of| (step, of)));
+    let timed = runs.filter_map(|(step, segment): (&StepRecord, &SegmentRecord)| {
+        Some((segment, predictor.segment(plan, step, segment)?))
+    });
+    for (segment, predicted) in timed {
+        let seconds = segment.times.took().seconds();
+        let known = all
+            .iter_mut()
+            .find(|known| known.label == *segment.label && known.device == *segment.device);
+        match known {
+            Some(known) => {
+                known.runs += 1;
+                known.seconds += seconds;
+                known.predicted_seconds += predicted;
+            }
+            None => all.push(SegmentTime {
+                label: segment.label.to_string(),
+                device: segment.device.to_string(),
+                runs: 1,
+                seconds,
+                predicted_seconds: predicted,
+            }),
+        }
+    }
+    for segment in &mut all {
+        segment.seconds /= segment.runs as f64;
+        segment.predicted_seconds /= segment.runs as f64;
+    }
+    all
 }
 
 fn busy(records: &[StepRecord]) -> Vec<(String, f64)> {
@@ -61,7 +130,12 @@ fn busy(records: &[StepRecord]) -> Vec<(String, f64)> {
     devices.into_iter().map(|(device, nanos)| (device.to_owned(), share(nanos))).collect()
 }
 
-fn phase_time(records: &[StepRecord], plan: &Plan, phase: Phase) -> Option<PhaseTime> {
+fn phase_time(
+    records: &[StepRecord],
+    plan: &Plan,
+    predictor: Option<Predictor<'_>>,
+    phase: Phase,
+) -> Option<PhaseTime> {
     let of_phase = || records.iter().filter(|step| step.phase == phase);
     // Of the largest bucket: one figure per phase.
     let full_rows = of_phase().map(|step| step.bucket.max_tokens).max()?;
@@ -76,13 +150,18 @@ fn phase_time(records: &[StepRecord], plan: &Plan, phase: Phase) -> Option<Phase
         .buckets
         .iter()
         .find(|bucket| bucket.bucket.phase == phase && bucket.bucket.max_tokens == full_rows);
+    let own = predictor.and_then(|predictor| {
+        let each = chosen.iter().map(|record| predictor.step(plan, record));
+        Some(each.sum::<Option<f64>>()? / steps as f64)
+    });
     Some(PhaseTime {
         phase,
         steps,
         rows: rows as f64 / steps as f64,
         seconds: seconds / steps as f64,
         full_rows,
-        predicted_seconds: planned.and_then(|bucket| bucket.predicted_seconds),
+        predicted_seconds: own.or(planned.and_then(|bucket| bucket.predicted_seconds)),
+        at_own_rows: own.is_some(),
     })
 }
 
@@ -95,7 +174,7 @@ impl std::fmt::Display for PhaseTime {
         write!(f, "{phase} step of {} {word} {:.2} ms", rows.round(), seconds * 1e3)?;
         match self.predicted_seconds {
             None => Ok(()),
-            Some(predicted) if rows == full_rows as f64 => {
+            Some(predicted) if self.at_own_rows || rows == full_rows as f64 => {
                 let share = 100.0 * seconds / predicted;
                 write!(f, ", predicted {:.2} ms (measured {share:.0} % of it)", predicted * 1e3)
             }
@@ -107,10 +186,27 @@ impl std::fmt::Display for PhaseTime {
 }
 
 impl std::fmt::Display for Usage {
-    /// `busy cpu0 83 %, gpu0 12 % · prefill step … · decode step …`.
+    /// `busy cpu0 83 %, gpu0 12 % · prefill step … · decode step …`, then a line per segment that was
+    /// predicted.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let busy = self.busy.iter().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
         write!(f, "busy {}", busy.collect::<Vec<_>>().join(", "))?;
-        self.phases.iter().try_for_each(|phase| write!(f, " · {phase}"))
+        self.phases.iter().try_for_each(|phase| write!(f, " · {phase}"))?;
+        let most = self.segments.len().min(MOST_LINES);
+        for SegmentTime { label, device, runs, seconds, predicted_seconds } in
+            &self.segments[..most]
+        {
+            let (ms, predicted) = (seconds * 1e3, predicted_seconds * 1e3);
+            let share = 100.0 * seconds / predicted_seconds;
+            write!(
+                f,
+                "\n  {device:<6} {label}: {ms:.3} ms, predicted {predicted:.3} ms (measured \
+                 {share:.0} % of it, {runs} runs)"
+            )?;
+        }
+        match self.segments.len() - most {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more segments"),
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Pure functions of facts: no backend, no I/O, no clock of its own.
 
 pub mod cost;
+pub mod fit;
 mod memory;
 pub mod partition;
 mod pieces;

@@ -358,7 +358,7 @@ fn did_you_mean(near: &Option<String>) -> String {
 
 impl PlanError {
     /// A device that is not among `known`.
-    pub(crate) fn unknown_device(got: &str, known: &[&str]) -> Self {
+    pub fn unknown_device(got: &str, known: &[&str]) -> Self {
         Self::Device {
             got: got.to_owned(),
             known: known.join(", "),

@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// List the devices of this machine
     Devices(DevicesArgs),
+    /// Measure the devices with a model's own ops, for plans by cost
+    Calibrate(CalibrateArgs),
     /// Show what is in a model file and what it costs
     #[command(visible_alias = "show")]
     Inspect(InspectArgs),
@@ -91,7 +93,7 @@ pub(crate) enum Command {
 /// Where and how a model runs.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PlacementArgs {
-    /// Device for all that no pin names, such as cpu0
+    /// Device for all that no pin names, such as cpu0; or devices to choose from by cost: cpu0,gpu0
     #[arg(long, value_name = "DEVICE", env = "TREFOIL_DEVICE")]
     pub(crate) device: Option<String>,
     /// Put units or ops on a device: GLOB=DEVICE, or prefill:GLOB=DEVICE; may be repeated
@@ -379,6 +381,30 @@ pub(crate) struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CalibrateArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    #[arg(default_value = "demo", env = "TREFOIL_MODEL")]
+    pub(crate) model: String,
+    /// Devices to measure [default: all that need not be named]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "device")]
+    pub(crate) devices: Vec<String>,
+    /// Measure less: some seconds instead of most of a minute
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Write the profile as TOML, as plan --profile takes it
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Hold the predictions against times that they were not made from
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
 }
 
 #[derive(Debug, Args)]

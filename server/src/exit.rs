@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use trefoil_engine::bench::BenchError;
+use trefoil_engine::calibrate::{CalibrateError, CheckError, StoreError};
 use trefoil_engine::evaluate::EvaluateError;
 use trefoil_engine::model::ModelError;
 use trefoil_engine::runner::RunError;
 use trefoil_engine::synthetic::SyntheticError;
+use trefoil_scheduler::planner::PlannerError;
 
 /// Why a command failed, by exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +94,11 @@ impl Failure {
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         let status = match &error {
-            ModelError::Place(_) | ModelError::Plan(_) => Status::Usage,
+            ModelError::Place(_) | ModelError::Plan(_) | ModelError::Costs(_) => Status::Usage,
+            ModelError::Planner(error) => match **error {
+                PlannerError::Partition(_) => Status::Device,
+                _ => Status::Usage,
+            },
             ModelError::Device(_) | ModelError::Execute(_) | ModelError::Unusable { .. } => {
                 Status::Device
             }
@@ -112,8 +118,30 @@ macro_rules! failed {
     };
 }
 
+impl From<CalibrateError> for Failure {
+    fn from(error: CalibrateError) -> Self {
+        let status = match &error {
+            CalibrateError::NoDevice | CalibrateError::Run(_) => Status::Device,
+            CalibrateError::CostTable { .. } => Status::Usage,
+            _ => Status::Failed,
+        };
+        Self::new(status, error)
+    }
+}
+
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Calibrate(error) => error.into(),
+            CheckError::Model(error) => error.into(),
+            error => Self::new(Status::Failed, error),
+        }
+    }
+}
+
 failed! {
     std::io::Error => Failed,
+    StoreError => Failed,
     serde_json::Error => Failed,
     crate::config::ConfigError => Usage,
     trefoil_scheduler::policy::PolicyError => Usage,

@@ -69,6 +69,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Run(args) => args.json,
         Command::Plan(args) => args.json,
         Command::Devices(args) => args.json,
+        Command::Calibrate(args) => args.json,
         Command::Inspect(args) => args.json,
         Command::Tokenize(args) => args.json,
         Command::Logits(args) => args.json,
@@ -92,6 +93,7 @@ fn placement(command: &mut Command) -> Option<&mut PlacementArgs> {
         Command::Logits(args) => &mut args.placement,
         Command::Perplexity(args) => &mut args.placement,
         Command::Bench(args) => &mut args.placement,
+        Command::Calibrate(args) => &mut args.placement,
         _ => return None,
     })
 }
@@ -102,6 +104,7 @@ fn model(command: &Command) -> Option<&str> {
         Command::Run(args) => Some(&args.model),
         Command::Chat(args) => Some(&args.model),
         Command::Perplexity(args) => Some(&args.model),
+        Command::Calibrate(args) => Some(&args.model),
         Command::Plan(args) => args.model.as_deref(),
         Command::Logits(args) => args.model.as_deref(),
         Command::Bench(args) => args.model.as_deref(),
@@ -136,6 +139,7 @@ fn dispatch(command: Command, global: &Global, config: &Config) -> Outcome {
         Command::Serve(args) => commands::serve::run(&args, config),
         Command::Plan(args) => commands::plan::run(&args, config),
         Command::Devices(args) => commands::devices::run(&args),
+        Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),
         Command::Logits(args) => commands::logits::run(&args),

@@ -1,6 +1,7 @@
 //! The program as its users meet it: command line, HTTP server, official clients, real models.
 
 mod cli_bench;
+mod cli_calibrate;
 mod cli_config;
 mod cli_errors;
 mod cli_generate;

@@ -74,7 +74,7 @@ fn a_trace_has_a_track_per_device_link_and_host() {
     let backends = Backends::detect(BackendOptions { own_memory: true, ..gpu_options(true) });
     let (records, plan) = recorded(&backends, &["prefill:blk.0.*=gpu0", "decode:blk.1.ffn=gpu0"]);
     let mut text = Vec::new();
-    chrome_trace(&records, &plan).write(&mut text).expect("memory takes all");
+    chrome_trace(&records, &plan, None).write(&mut text).expect("memory takes all");
     let trace: Value = serde_json::from_slice(&text).expect("JSON");
     let tracks = tracks(&trace);
     let up = format!("copies ram to vram0 by {GPU}");

@@ -40,7 +40,7 @@ impl TensorShape {
 }
 
 /// What an op does to the machine in one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OpCost {
     /// Floating point operations (or integer ones) of products with weights: 2 per multiply-add.
     pub weight_flops: f64,

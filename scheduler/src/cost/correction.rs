@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{OpClass, Residual};
+use super::{Local, OpClass, Residual};
 
 /// A running mean of `ln(measured / predicted)` in which older measurements fade.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ impl Correction {
 pub struct Corrections {
     online: BTreeMap<(String, OpClass), Correction>,
     residuals: BTreeMap<(String, OpClass), Residual>,
+    /// By device: by signature of an op or unit.
+    locals: BTreeMap<String, BTreeMap<String, Local>>,
 }
 
 impl Corrections {
@@ -56,6 +58,39 @@ impl Corrections {
     /// Uses a regression on the residuals of a device and class.
     pub fn set_residual(&mut self, device: &str, class: OpClass, residual: Residual) {
         self.residuals.insert((device.to_owned(), class), residual);
+    }
+
+    /// Uses measurements of exactly one op or unit of a device ([`super::op_signature`],
+    /// [`super::unit_signature`]).
+    pub fn set_local(&mut self, device: &str, signature: String, local: Local) {
+        self.locals.entry(device.to_owned()).or_default().insert(signature, local);
+    }
+
+    /// Factor of what was measured of exactly this op or unit; 1 where nothing was. The signature is
+    /// made only where a device has any.
+    pub fn local(
+        &self,
+        device: &str,
+        signature: impl FnOnce() -> String,
+        rows: f64,
+        past: f64,
+    ) -> f64 {
+        let of_device = self.locals.get(device);
+        let local = of_device.and_then(|locals| locals.get(&signature()));
+        local.map_or(1.0, |local| local.factor(rows, past))
+    }
+
+    /// Forgets all of a device.
+    pub fn forget(&mut self, device: &str) {
+        self.online.retain(|(name, _), _| name != device);
+        self.residuals.retain(|(name, _), _| name != device);
+        self.locals.remove(device);
+    }
+
+    /// These corrections without what was learned while running.
+    #[must_use]
+    pub fn without_online(&self) -> Self {
+        Self { online: BTreeMap::new(), ..self.clone() }
     }
 
     /// Factor on predictions of a device and class; 1 where nothing was measured.

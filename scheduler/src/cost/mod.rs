@@ -3,16 +3,19 @@
 //! An op takes its launch, then the longer of its arithmetic and its memory traffic (a roofline):
 //! arithmetic at the rate that the device attains for the weights' format at this number of rows,
 //! traffic at the speed of the memory port. What measurements say beyond that is a factor per
-//! device and class of op ([`Corrections`]), and a regression on the residual ([`Residual`]).
+//! device and class of op ([`Corrections`]), a regression on the residual ([`Residual`]), and for ops
+//! and units that were measured themselves, how far they are from that ([`Local`]).
 
 mod correction;
+mod local;
 mod ridge;
 
 use trefoil_graph::ops::{Op, OpCost};
-use trefoil_graph::{LayerGraph, NodeIndex, StepShape, UnitId, Weight};
+use trefoil_graph::{BlockType, LayerGraph, NodeIndex, StepShape, UnitId, Weight};
 use trefoil_telemetry::Bytes;
 
 pub use correction::{Correction, Corrections};
+pub use local::{Local, LocalPoint, op_signature, unit_signature};
 pub use ridge::{Residual, RidgeError};
 
 use crate::profile::{DeviceProfile, LinkProfile, Profile, Scales};
@@ -142,7 +145,8 @@ impl CostModel<'_> {
         step: &StepShape,
         work: &OpCost,
     ) -> Result<f64, Refused> {
-        let node = self.graph.node(node);
+        let index = node;
+        let node = self.graph.node(index);
         if device.refuses.iter().any(|kind| kind == node.op.kind()) {
             let (op, kind) = (node.name.clone(), node.op.kind());
             return Err(Refused { device: device.name.clone(), op, kind });
@@ -152,8 +156,14 @@ impl CostModel<'_> {
         let roof = Roof::of(device, &node.op, work, rows);
         let residual = self.corrections.residual(&device.name, class);
         let learned = residual.map_or(1.0, |residual| residual.factor(rows, work));
+        let local = self.corrections.local(
+            &device.name,
+            || op_signature(self.graph, index),
+            step.rows(node.shape.rows) as f64,
+            step.past as f64,
+        );
         let factor = self.corrections.factor(&device.name, class);
-        Ok(device.launch.get() + roof.seconds() * learned * factor)
+        Ok((device.launch.get() + roof.seconds() * learned * factor) * local)
     }
 
     /// Cost of a unit in a step.
@@ -163,7 +173,17 @@ impl CostModel<'_> {
         unit: UnitId,
         step: &StepShape,
     ) -> Result<Cost, Refused> {
-        self.graph.unit(unit).nodes.iter().map(|&node| self.op(device, node, step)).sum()
+        let nodes = self.graph.unit(unit).nodes.iter();
+        let sum: Cost = nodes.map(|&node| self.op(device, node, step)).sum::<Result<_, _>>()?;
+        let (padded, _) = Self::padded(device, step);
+        // Ops in one program may share launches and find their inputs in a cache.
+        let together = self.corrections.local(
+            &device.name,
+            || unit_signature(self.graph, unit),
+            padded.tokens as f64,
+            padded.past as f64,
+        );
+        Ok(sum * together)
     }
 
     /// Cost of the whole model on one device in a step.
@@ -233,7 +253,7 @@ impl CostModel<'_> {
 }
 
 /// The largest matrix of an op, which tells the format: biases and routers are small beside it.
-fn main_weight(op: &Op) -> Option<&Weight> {
+pub fn main_weight(op: &Op) -> Option<&Weight> {
     op.weights().into_iter().max_by_key(|weight| weight.elements())
 }
 
@@ -246,7 +266,7 @@ fn copied(device: &DeviceProfile, op: &Op) -> f64 {
 }
 
 /// Rows that each weight meets: an expert meets only the rows routed to it.
-fn rows_per_weight(op: &Op, rows: u64) -> f64 {
+pub fn rows_per_weight(op: &Op, rows: u64) -> f64 {
     let rows = rows as f64;
     match op {
         Op::Experts(experts) => {
@@ -262,21 +282,30 @@ fn rows_per_weight(op: &Op, rows: u64) -> f64 {
 /// The two bounds on an op's time, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Roof {
-    arithmetic: f64,
-    traffic: f64,
+    pub(crate) arithmetic: f64,
+    pub(crate) traffic: f64,
 }
 
 impl Roof {
     fn of(device: &DeviceProfile, op: &Op, work: &OpCost, rows: f64) -> Self {
+        let block = main_weight(op).map(|weight| weight.block);
+        Self::of_work(device, (OpClass::of(op), block, copied(device, op)), work, rows)
+    }
+
+    /// Of an op's class, the format of its weights, and the bytes read per byte of them.
+    pub(crate) fn of_work(
+        device: &DeviceProfile,
+        (class, block, copied): (OpClass, Option<BlockType>, f64),
+        work: &OpCost,
+        rows: f64,
+    ) -> Self {
         let (compute, memory) = (&device.compute, &device.memory);
-        let main = main_weight(op);
-        let gathered = match OpClass::of(op) {
+        let gathered = match class {
             OpClass::Experts => compute.experts.map_or(1.0, |share| share.get()),
             _ => 1.0,
         };
-        let rate =
-            main.map_or(1.0, |w| compute.weight_rate(w.block) * compute.row_share(rows) * gathered);
-        let other = match OpClass::of(op) {
+        let rate = block.map_or(1.0, |block| compute.weight_rate_at(block, rows) * gathered);
+        let other = match class {
             OpClass::Attention => compute.attention.get(),
             _ => compute.elementwise.get(),
         };
@@ -284,13 +313,13 @@ impl Roof {
         let stream = memory.bandwidth.get();
         let activations = memory.activation_bandwidth.map_or(stream, |rate| rate.get());
         let kv = memory.kv_bandwidth.map_or(stream, |rate| rate.get());
-        let traffic = work.weight_bytes * copied(device, op) / stream
+        let traffic = work.weight_bytes * copied / stream
             + (work.read_bytes + work.write_bytes) / activations
             + (work.kv_read_bytes + work.kv_write_bytes) / kv;
         Self { arithmetic, traffic }
     }
 
-    fn seconds(self) -> f64 {
+    pub(crate) fn seconds(self) -> f64 {
         self.arithmetic.max(self.traffic)
     }
 }

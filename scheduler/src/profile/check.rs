@@ -64,7 +64,8 @@ const OP_KINDS: [&str; 16] = [
 ];
 
 impl Profile {
-    pub(super) fn check(&self) -> Result<(), ProfileError> {
+    /// Are names known, curves rising, links complete?
+    pub(crate) fn check(&self) -> Result<(), ProfileError> {
         let domains: Vec<&str> = self.domains.iter().map(|domain| domain.name.as_str()).collect();
         let devices: Vec<&str> = self.devices.iter().map(|device| device.name.as_str()).collect();
         self.distinct("domain", &domains)?;
@@ -135,12 +136,22 @@ impl Profile {
         if !device.compute.weights.contains_key("other") {
             return Err(self.value(&key("weights.other"), "a rate", "nothing".to_owned()));
         }
-        let rows = &device.compute.rows;
+        self.check_rows(&key("rows"), &device.compute.rows)?;
+        for (format, rows) in &device.compute.rows_of {
+            if BlockType::from_name(format).is_none() {
+                self.one_of(&key("rows_of"), format, &formats)?;
+            }
+            self.check_rows(&key(&format!("rows_of.{format}")), rows)?;
+        }
+        Ok(())
+    }
+
+    fn check_rows(&self, key: &str, rows: &[(f64, super::Share)]) -> Result<(), ProfileError> {
         let rising = rows.windows(2).all(|pair| pair[0].0 < pair[1].0);
         let positive = rows.iter().all(|(at, share)| *at >= 1.0 && share.get() > 0.0);
         if rows.is_empty() || !rising || !positive {
             let expected = "[rows, share] points, rows from 1 rising, shares above 0";
-            return Err(self.value(&key("rows"), expected, format!("{rows:?}")));
+            return Err(self.value(key, expected, format!("{rows:?}")));
         }
         Ok(())
     }

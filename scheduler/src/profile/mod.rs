@@ -132,6 +132,9 @@ pub struct Compute {
     /// Share of that by row count: `[rows, share]`, ascending; between two points the share is
     /// interpolated over the logarithm of rows.
     pub rows: Vec<(f64, Share)>,
+    /// The same for formats whose share is another one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rows_of: BTreeMap<String, Vec<(f64, Share)>>,
     /// Share of that which is left where rows are gathered for experts and scattered again; all of it
     /// if absent.
     #[serde(default)]
@@ -277,18 +280,27 @@ impl Compute {
         named.map_or_else(|| self.weights["other"], |(_, rate)| *rate).get()
     }
 
-    /// Share of the rate at many rows that is left at `rows` rows.
-    pub fn row_share(&self, rows: f64) -> f64 {
-        let after = self.rows.partition_point(|(at, _)| *at <= rows);
-        let (Some(above), Some(before)) =
-            (self.rows.get(after), after.checked_sub(1).map(|i| &self.rows[i]))
-        else {
-            let edge = if after == 0 { self.rows.first() } else { self.rows.last() };
-            return edge.map_or(1.0, |(_, share)| share.get());
-        };
-        let part = (rows / before.0).ln() / (above.0 / before.0).ln();
-        before.1.get() + part * (above.1.get() - before.1.get())
+    /// Attained rate on products with weights of a format at `rows` rows.
+    pub fn weight_rate_at(&self, block: BlockType, rows: f64) -> f64 {
+        let own = self.rows_of.iter().find(|(name, _)| name.eq_ignore_ascii_case(block.name()));
+        self.weight_rate(block) * share_at(own.map_or(&self.rows, |(_, rows)| rows), rows)
     }
+
+    /// Share of the rate at many rows that is left at `rows` rows, of formats without their own.
+    pub fn row_share(&self, rows: f64) -> f64 {
+        share_at(&self.rows, rows)
+    }
+}
+
+fn share_at(points: &[(f64, Share)], rows: f64) -> f64 {
+    let after = points.partition_point(|(at, _)| *at <= rows);
+    let (Some(above), Some(before)) = (points.get(after), after.checked_sub(1).map(|i| &points[i]))
+    else {
+        let edge = if after == 0 { points.first() } else { points.last() };
+        return edge.map_or(1.0, |(_, share)| share.get());
+    };
+    let part = (rows / before.0).ln() / (above.0 / before.0).ln();
+    before.1.get() + part * (above.1.get() - before.1.get())
 }
 
 #[cfg(test)]

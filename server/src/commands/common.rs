@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use trefoil_engine::backends::{BackendOptions, Backends, Refused};
+use trefoil_engine::backends::{BackendOptions, Backends, Gpus, Refused};
 use trefoil_engine::cache;
+use trefoil_engine::calibrate::CalibrationOptions;
 use trefoil_engine::kv::KvType;
 use trefoil_engine::loaded::Loaded;
 use trefoil_engine::model::ModelOptions;
@@ -47,17 +48,26 @@ pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> B
     let pinned = options.pins.iter().map(|pin| pin.device.clone());
     let planned = options.plan.iter().flat_map(|plan| &plan.buckets);
     let planned = planned.flat_map(|bucket| bucket.devices()).map(str::to_owned);
+    let devices = options.devices.iter().cloned();
     let mut named: Vec<String> =
-        options.device.iter().cloned().chain(pinned).chain(planned).collect();
+        options.device.iter().cloned().chain(devices).chain(pinned).chain(planned).collect();
     named.sort_unstable();
     named.dedup();
     BackendOptions {
+        // Where nobody says what runs where, costs choose among all devices.
+        gpus: if named.is_empty() { Gpus::All } else { Gpus::Named },
         threads: args.threads(),
         exact: args.exact,
         named,
         cache: cache::user_folder(),
         ..BackendOptions::default()
     }
+}
+
+/// The names of a list such as `cpu0,gpu0`.
+pub(crate) fn list(names: &str) -> Vec<String> {
+    let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 /// A model's options from the flags.
@@ -75,8 +85,20 @@ pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
             Some(Plan::from_json(&text).map_err(|error| Failure::new(Status::Usage, error))?)
         }
     };
+    let named = args.named_device().map(list).unwrap_or_default();
+    let (device, devices) = match &named[..] {
+        [one] => (Some(one.clone()), Vec::new()),
+        _ => (None, named),
+    };
     Ok(ModelOptions {
-        device: args.named_device().map(str::to_owned),
+        device,
+        devices,
+        calibration: CalibrationOptions {
+            when: args.settings.calibrate,
+            cache: cache::user_folder(),
+            cost_tables: args.settings.cost_tables.clone(),
+        },
+        policy: Some(Arc::new(args.settings.policy.clone())),
         pins: args.all_pins().to_vec(),
         plan,
         context: args.context(),

@@ -8,9 +8,11 @@ use serde_json::json;
 use trefoil_devices_api::Phase;
 use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
 use trefoil_engine::loaded::Loaded;
+use trefoil_engine::records::StepRecord;
 use trefoil_engine::text::sampling::SamplingParams;
 use trefoil_engine::trace::chrome_trace;
 use trefoil_engine::usage::Usage;
+use trefoil_scheduler::cost::OpClass;
 
 use super::{chat, common};
 use crate::cli::{ChatArgs, Global, RunArgs, SamplingArgs};
@@ -116,6 +118,18 @@ pub(crate) fn stream(
     Ok((ids, text, summary))
 }
 
+/// Says how far devices are from what their calibration predicts, as this run taught it.
+fn drift(model: &Loaded, records: &[StepRecord]) {
+    let Some(predictor) = model.predictor() else { return };
+    let mut costs = predictor.costs.clone();
+    costs.observe(predictor.graph, &model.plan, records, predictor.kv_element_bytes);
+    let factors = costs.profile.devices.iter().map(|device| {
+        let factor = costs.corrections.factor(&device.name, OpClass::Linear);
+        format!("{} takes {factor:.2} of the predicted time", device.name)
+    });
+    eprintln!("learned: {}", factors.collect::<Vec<_>>().join(", "));
+}
+
 fn trace_failure(path: &Path, error: &std::io::Error) -> Failure {
     let error = format!("{}: cannot write the trace: {error}", path.display());
     Failure::new(Status::Failed, error)
@@ -175,7 +189,7 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
     let (ids, text, summary) = stream(&mut model, &request, &cancel, out)?;
     let (records, dropped) = model.runner.executor.take_records();
     if let (Some(file), Some(path)) = (trace, &args.trace) {
-        let trace = chrome_trace(&records, &model.plan);
+        let trace = chrome_trace(&records, &model.plan, model.predictor());
         trace.write(BufWriter::new(file)).map_err(|error| trace_failure(path, &error))?;
     }
     if args.json {
@@ -205,7 +219,8 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
         eprintln!("{}", statistics(&model, &summary));
     }
     if recorded && !global.quiet {
-        eprintln!("{}", Usage::of(&records, &model.plan));
+        eprintln!("{}", Usage::predicted(&records, &model.plan, model.predictor()));
+        drift(&model, &records);
         if dropped > 0 {
             eprintln!("the first {dropped} steps are left out: too many to keep");
         }

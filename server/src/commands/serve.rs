@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trefoil_engine::backends::Backends;
+use trefoil_engine::backends::{Backends, Gpus};
 use trefoil_engine::model::{DEMO, ModelOptions};
 use trefoil_telemetry::Metrics;
 
@@ -91,6 +91,9 @@ fn detect(wanted: &[Wanted]) -> Backends {
     let each = wanted.iter().map(|one| common::backend_options(&one.placement, &one.options));
     let all = each.reduce(|mut all, one| {
         all.named.extend(one.named);
+        if one.gpus == Gpus::All {
+            all.gpus = Gpus::All;
+        }
         all
     });
     let mut all = all.unwrap_or_default();

@@ -241,7 +241,7 @@ sections! {
         /// Memory to use: auto, or bytes.
         memory: MemoryOf = MemoryOf::Auto, NO;
         /// File of costs instead of the calibrated ones.
-        cost_table: String = String::new(), NO;
+        cost_table: String = String::new(), Use::Full;
     }
 
     /// `[npu]`.
@@ -269,7 +269,7 @@ sections! {
         /// How long readings are kept.
         history: Span = Span::seconds(600), NO;
         /// When the machine is measured: first-run, never or always.
-        calibrate: Calibrate = Calibrate::FirstRun, NO;
+        calibrate: Calibrate = Calibrate::FirstRun, Use::Full;
         /// Metrics per layer.
         per_layer_metrics: bool = false, NO;
     }

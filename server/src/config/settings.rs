@@ -1,14 +1,15 @@
 //! What the configuration says to commands that run or plan a model, as far as flags do not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use trefoil_engine::calibrate::When;
 use trefoil_engine::model::DEFAULT_CONTEXT;
 use trefoil_engine::text::sampling::SamplingSettings;
 use trefoil_scheduler::Pin;
 use trefoil_scheduler::policy::{PolicyError, Resolved};
 use wildmatch::WildMatch;
 
-use super::keys::{GpuApi, KvName, Switch};
+use super::keys::{Calibrate, GpuApi, KvName, Switch};
 use super::{Config, Form, Level, Model, Sampling, Server};
 use crate::cli::{KvForm, LogForm, PlacementArgs};
 
@@ -27,6 +28,10 @@ pub(crate) struct Settings {
     pub(crate) model: Model,
     /// Does the model's own sampling count?
     pub(crate) model_sampling: bool,
+    /// When devices are measured.
+    pub(crate) calibrate: When,
+    /// Files of costs, by device.
+    pub(crate) cost_tables: Vec<(String, PathBuf)>,
 }
 
 impl Default for Settings {
@@ -99,7 +104,18 @@ impl Config {
             policy,
             model,
             model_sampling: engine.use_model_sampling,
+            calibrate: match self.sections.telemetry.calibrate {
+                Calibrate::FirstRun => When::FirstRun,
+                Calibrate::Never => When::Never,
+                Calibrate::Always => When::Always,
+            },
+            cost_tables: self.cost_tables(),
         })
+    }
+
+    fn cost_tables(&self) -> Vec<(String, PathBuf)> {
+        let given = self.sections.devices.each.iter().filter(|(_, own)| !own.cost_table.is_empty());
+        given.map(|(name, own)| (name.clone(), PathBuf::from(&own.cost_table))).collect()
     }
 
     fn rules(&self, policy: &Resolved) -> DeviceRules {

@@ -128,7 +128,7 @@ fn model_file(args: &PlanArgs) -> Result<ModelFile, Failure> {
 }
 
 /// The `config.json` of a model whose weights are not there.
-fn lone_config(path: &Path) -> Option<std::path::PathBuf> {
+pub(crate) fn lone_config(path: &Path) -> Option<std::path::PathBuf> {
     if path.is_file() {
         return (path.extension()? == "json").then(|| path.to_path_buf());
     }
@@ -230,7 +230,9 @@ pub(crate) fn render(plan: &Plan) -> String {
             }
         }
         if let (Some(seconds), Some(joules)) = (bucket.predicted_seconds, bucket.predicted_joules) {
-            line(format!("  {:.2} ms and {joules:.2} J a step", seconds * 1e3));
+            // Where no device tells its power, nothing is known of energy.
+            let joules = if joules > 0.0 { format!(" and {joules:.2} J") } else { String::new() };
+            line(format!("  {:.2} ms{joules} a step", seconds * 1e3));
         }
     }
     line("\nmemory".to_owned());

@@ -67,12 +67,14 @@ pub(crate) fn request<'a>(
     request.kv_element_bytes = options.kv_type.bytes();
     let rules = &args.placement.settings.devices;
     let names: Vec<&str> = profile.devices.iter().map(|device| device.name.as_str()).collect();
-    if let Some(device) = &args.placement.device {
-        if let Some(why) = rules.refusal(device).filter(|_| names.contains(&device.as_str())) {
-            let error = format!("device {device:?} cannot be used: {why}");
-            return Err(Failure::new(Status::Device, error));
+    if let Some(devices) = args.placement.device.as_deref().map(common::list) {
+        for device in &devices {
+            if let Some(why) = rules.refusal(device).filter(|_| names.contains(&device.as_str())) {
+                let error = format!("device {device:?} cannot be used: {why}");
+                return Err(Failure::new(Status::Device, error));
+            }
         }
-        request.devices = Some(vec![device.clone()]);
+        request.devices = Some(devices);
     } else if let Some(devices) = &mut request.devices {
         devices.retain(|device| rules.refusal(device).is_none());
     }

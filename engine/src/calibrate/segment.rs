@@ -1,0 +1,131 @@
+//! A segment on a device, ready to be run and timed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use trefoil_devices_api::{
+    AllocRequest, Bucket, BufferRef, Device, Job, KvPages, Point, Points, Program, Purpose, Role,
+    RunArgs, Submission, Timeline, Work,
+};
+use trefoil_graph::{KvShape, LayerGraph, Segment, StepInputs};
+use trefoil_kernels::cases::Random;
+
+use crate::host_access::write_buffer;
+use crate::self_test::{CaseError, kv_bytes};
+
+/// Tokens per KV page while measuring.
+pub(super) const PAGE_TOKENS: usize = 16;
+
+/// KV pages that a measurement needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KvNeed {
+    /// Tokens of one sequence, the step's own included.
+    pub(super) tokens: usize,
+    /// Are elements f16 (else f32)?
+    pub(super) half: bool,
+}
+
+/// A program with its arguments.
+#[derive(Debug)]
+pub(super) struct Ready {
+    device: Arc<dyn Device>,
+    program: Arc<dyn Program>,
+    args: Arc<RunArgs>,
+    timeline: Arc<Timeline>,
+    reached: u64,
+}
+
+impl Ready {
+    /// Compiles a segment and gives it inputs that are neither zero nor all the same.
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        graph: &Arc<LayerGraph>,
+        segment: &Segment,
+        bucket: Bucket,
+        kv: KvNeed,
+    ) -> Result<Self, CaseError> {
+        let program = device.compile(graph, segment, bucket, &Job::default())?;
+        let pages = KvPages {
+            page_tokens: PAGE_TOKENS,
+            pages: kv.tokens.div_ceil(PAGE_TOKENS),
+            half: kv.half,
+            shapes: graph.kv().to_vec(),
+        };
+        let domain = device.domains()[0].id;
+        let mut buffers: Vec<BufferRef> = Vec::new();
+        for binding in program.bindings() {
+            let (bytes, purpose) = match binding.role {
+                Role::Input(node) | Role::Output(node) => {
+                    (bucket.tensor_bytes(graph, node), Purpose::Activations)
+                }
+                Role::Kv(layer) => (kv_len(&pages, pages.shapes[layer]), Purpose::Kv),
+            };
+            let buffer = device.alloc(AllocRequest { domain, bytes, purpose })?;
+            match binding.role {
+                Role::Input(_) => {
+                    write_buffer(
+                        device.as_ref(),
+                        &buffer,
+                        bytemuck::cast_slice(&values(bytes / 4)),
+                    )?;
+                }
+                Role::Kv(_) => write_buffer(device.as_ref(), &buffer, &kv_bytes(bytes, kv.half))?,
+                Role::Output(_) => {}
+            }
+            buffers.push(buffer.whole());
+        }
+        let args = Arc::new(RunArgs { buffers, kv: pages });
+        Ok(Self { device: device.clone(), program, args, timeline: Arc::default(), reached: 0 })
+    }
+
+    /// Runs a step and returns the seconds from its submission to the end of the wait.
+    pub(super) fn run(&mut self, step: &Arc<StepInputs>) -> Result<f64, CaseError> {
+        self.reached += 1;
+        let point = Point { timeline: self.timeline.clone(), value: self.reached };
+        let submission = Submission {
+            waits: Points::new(),
+            signals: Points::from_iter([point]),
+            work: Work::Run {
+                program: self.program.clone(),
+                args: self.args.clone(),
+                step: step.clone(),
+            },
+            label: "calibration".into(),
+        };
+        let start = Instant::now();
+        self.device.submit(0, submission)?;
+        self.timeline.wait(self.reached).map_err(CaseError::Failed)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // The records of this work are nobody else's.
+        self.device.drain(&mut Vec::new());
+    }
+}
+
+fn kv_len(pages: &KvPages, shape: KvShape) -> usize {
+    let element = if pages.half { 2 } else { 4 };
+    pages.pages * pages.page_tokens * shape.elements_per_token() * element
+}
+
+/// Numbers near those of activations.
+fn values(len: usize) -> Vec<f32> {
+    const DIFFERENT: usize = 4099;
+    let mut random = Random::new(11);
+    let some: Vec<f32> = (0..len.min(DIFFERENT)).map(|_| random.signed()).collect();
+    some.iter().copied().cycle().take(len).collect()
+}
+
+/// The rows of a step of one sequence: `tokens` of them after `past` others, `outputs` wanted.
+pub(super) fn step(tokens: usize, past: usize, outputs: usize, vocabulary: usize) -> StepInputs {
+    let mut step = StepInputs { page_tokens: PAGE_TOKENS as u32, ..StepInputs::default() };
+    let ids: Vec<u32> =
+        (0..tokens).map(|row| ((row * 7919 + 13) % vocabulary.max(1)) as u32).collect();
+    let pages: Vec<u32> = (0..(past + tokens).div_ceil(PAGE_TOKENS) as u32).collect();
+    let first = tokens.saturating_sub(outputs) as u32;
+    step.push_sequence(&ids, past as u32, &pages, false, first..tokens as u32);
+    step
+}
