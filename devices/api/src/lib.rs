@@ -10,11 +10,11 @@ mod error;
 mod memory;
 mod queue;
 mod timeline;
+mod work;
 
 pub use device::{
-    AllocRequest, Binding, Bucket, Candidate, Columns, Completion, Device, DeviceInfo, DeviceKind,
-    Dropped, Job, KvPages, Limits, Link, OpQuery, Phase, Points, Program, Purpose, Role, RunArgs,
-    Sample, Submission, SubmissionId, Support, Work, check_segment, streamed_bytes,
+    AllocRequest, Binding, Bucket, Device, DeviceInfo, DeviceKind, Job, Limits, Link, OpQuery,
+    Phase, Program, Purpose, Role, Sample, Support, check_segment, streamed_bytes,
 };
 pub use error::{CompileError, DeviceError, Failure, LostReason, Recovery};
 pub use memory::{
@@ -23,3 +23,7 @@ pub use memory::{
 };
 pub use queue::{WorkQueue, Worker};
 pub use timeline::{Point, Timeline};
+pub use work::{
+    Candidate, Columns, Completion, Dropped, KvPages, Points, RunArgs, Submission, SubmissionId,
+    Work,
+};

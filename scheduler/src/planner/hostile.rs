@@ -1,10 +1,13 @@
 //! Profiles that nobody means: every one is refused, or planned with; none panics.
 
 use toml::{Table, Value};
+use trefoil_devices_api::Bucket;
+use trefoil_graph::LayerGraph;
 
 use super::tests::{bucket, graph, request};
 use super::*;
-use crate::profile::shipped;
+use crate::partition::MAX_DEVICES;
+use crate::profile::{Profile, shipped};
 
 /// Paths of everything in a value: table keys and list places.
 fn paths(value: &Value, here: &mut Vec<String>, all: &mut Vec<Vec<String>>) {

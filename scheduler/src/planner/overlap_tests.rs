@@ -2,7 +2,8 @@
 
 use super::tests::{bucket, graph, request};
 use super::*;
-use crate::profile::shipped;
+use crate::Pin;
+use crate::profile::{Profile, shipped};
 use crate::simulate::{SimulationRequest, simulate};
 
 /// Two cards of one kind, each with memory of its own.

@@ -2,7 +2,8 @@
 
 use super::tests::{bucket, graph, request};
 use super::*;
-use crate::profile::shipped;
+use crate::cost::Corrections;
+use crate::profile::{Profile, shipped};
 use crate::simulate::{SimulationRequest, simulate};
 
 /// Two cards of one kind that read the same memory, which has `factor` times the bandwidth of one's.

@@ -1,5 +1,7 @@
 //! Weights that are streamed to a card for a prompt.
 
+use trefoil_devices_api::{Bucket, DomainId};
+
 use super::tests::{bucket, graph, request, small_card};
 use super::*;
 use crate::Pin;

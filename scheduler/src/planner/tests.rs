@@ -1,10 +1,15 @@
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use trefoil_devices_api::{Bucket, DomainId};
 use trefoil_graph::shape::{ModelShape, uniform};
-use trefoil_graph::{BlockType, LowerOptions, lower};
+use trefoil_graph::{BlockType, LayerGraph, LowerOptions, lower};
+use trefoil_telemetry::Bytes;
 
 use super::*;
-use crate::profile::{shipped, shipped_names};
+use crate::cost::Corrections;
+use crate::plan::ModelRef;
+use crate::profile::{Profile, shipped, shipped_names};
 
 const CORRECTIONS: &OnceLock<Corrections> = {
     static EMPTY: OnceLock<Corrections> = OnceLock::new();
