@@ -52,8 +52,8 @@ pub struct DeviceInfo {
 pub struct Limits {
     /// Queues that run side by side.
     pub queues: usize,
-    /// Number of the queue for [`crate::Work::LoadWeights`], which runs beside the others; absent where the
-    /// device streams no weights.
+    /// Number of the queue for [`crate::Work::LoadWeights`], which runs beside the others; absent
+    /// where the device streams no weights.
     pub load_queue: Option<usize>,
     /// Longest time one submission may run.
     pub submission: Option<Nanos>,
@@ -296,9 +296,9 @@ pub trait Device: Debug + Send + Sync {
         bucket: Bucket,
         job: &Job,
     ) -> Result<Arc<dyn Program>, CompileError>;
-    /// Makes a program whose weights are not kept: [`crate::Work::LoadWeights`] copies them from host memory
-    /// to `stage`, a buffer of this device with room for [`streamed_bytes`], before each run. Fences
-    /// keep what else uses the buffer apart.
+    /// Makes a program whose weights are not kept: [`crate::Work::LoadWeights`] copies them from host
+    /// memory to `stage`, a buffer of this device with room for [`streamed_bytes`], before each run.
+    /// Fences keep what else uses the buffer apart.
     ///
     /// # Errors
     /// As [`Device::compile`]; devices that read weights in place have nothing to stream.

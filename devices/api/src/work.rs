@@ -82,8 +82,8 @@ pub enum Work {
         /// among equals.
         to: BufferRef,
     },
-    /// Copies the weights of a program that [`crate::Device::compile_streamed`] made to where it reads them.
-    /// Goes to the device's queue for that ([`crate::Limits::load_queue`]).
+    /// Copies the weights of a program that [`crate::Device::compile_streamed`] made to where it
+    /// reads them. Goes to the device's queue for that ([`crate::Limits::load_queue`]).
     LoadWeights {
         /// The program; made by this device.
         program: Arc<dyn Program>,
