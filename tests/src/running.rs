@@ -58,6 +58,18 @@ pub fn logits(runner: &mut Runner, tokens: &[u32]) -> Vec<f32> {
     all
 }
 
+/// Logits of all rows of a prompt of at least four tokens, and of its first four fed one by one behind
+/// it: of both phases.
+pub fn logits_of_both_phases(runner: &mut Runner, prompt: &[u32]) -> Vec<f32> {
+    let mut sequence = runner.begin(512);
+    let mut all = feed(runner, &mut sequence, prompt);
+    for &token in &prompt[..4] {
+        all.extend(feed(runner, &mut sequence, &[token]));
+    }
+    runner.end(sequence);
+    all
+}
+
 /// `count` greedy tokens from `next` on, which is the first.
 pub fn greedy_from(
     runner: &mut Runner,

@@ -15,7 +15,8 @@ use trefoil_telemetry::{Bytes, Clock, Nanos, VirtualClock};
 use trefoil_tests::devices::{GPU, gpu_options, with_gpu};
 use trefoil_tests::faulty::Faulty;
 use trefoil_tests::running::{
-    demo, exact_options, feed, greedy, lowered, model_file, random_tokens, runner,
+    demo, exact_options, feed, greedy, logits_of_both_phases, lowered, model_file, random_tokens,
+    runner,
 };
 
 const CHUNK: usize = 16;
@@ -23,17 +24,6 @@ const CHUNK: usize = 16;
 fn options(pins: &[&str]) -> ModelOptions {
     let pins = pins.iter().map(|pin| pin.parse().expect("a pin")).collect();
     ModelOptions { pins, chunk: CHUNK, ..exact_options("cpu0") }
-}
-
-/// Logits of all rows of a prompt, and of some tokens after it.
-fn all_logits(runner: &mut Runner, prompt: &[u32]) -> Vec<f32> {
-    let mut sequence = runner.begin(512);
-    let mut all = feed(runner, &mut sequence, prompt);
-    for &token in &prompt[..4] {
-        all.extend(feed(runner, &mut sequence, &[token]));
-    }
-    runner.end(sequence);
-    all
 }
 
 #[track_caller]
@@ -51,10 +41,10 @@ fn check(backends: &Backends, lowered: &Lowered, pins: &[&str], at_once: usize) 
         let mut runner = runner(lowered, backends, &options(pins));
         assert_eq!(runner.executor.steps_at_once(), at_once, "{pins:?}");
         runner.executor.limit_steps_at_once(1);
-        let want = all_logits(&mut runner, &prompt);
+        let want = logits_of_both_phases(&mut runner, &prompt);
         runner.executor.limit_steps_at_once(at_once);
         for round in 0..2 {
-            let got = all_logits(&mut runner, &prompt);
+            let got = logits_of_both_phases(&mut runner, &prompt);
             same_bits(&want, &got, &format!("{pins:?}, {len} tokens, round {round}"));
         }
     }
@@ -254,7 +244,7 @@ fn a_failure_in_the_middle_leaves_a_clean_state() {
     // The first segment, one in the middle, and the last: behind it nothing waits.
     for pins in [HALVES, INTERLEAVED, &["head=ref0"]] {
         let mut runner = runner(&lowered, &backends, &options(pins));
-        let want = all_logits(&mut runner, &prompt);
+        let want = logits_of_both_phases(&mut runner, &prompt);
         for fails_at in [1, 2, 3, 5, 8] {
             faulty.fail(fails_at, |_| true);
             let mut sequence: Sequence = runner.begin(512);

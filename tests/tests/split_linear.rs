@@ -8,7 +8,7 @@ use trefoil_graph::ops::Op;
 use trefoil_scheduler::{LinearSplit, Plan, Share};
 use trefoil_tests::devices::{GPU, gpu_options, with_gpu};
 use trefoil_tests::running::{
-    exact_options, feed, greedy, lowered, model_file, random_tokens, runner,
+    exact_options, greedy, logits_of_both_phases, lowered, model_file, random_tokens, runner,
 };
 
 const CHUNK: usize = 16;
@@ -53,24 +53,13 @@ fn split_runner(lowered: &Lowered, backends: &Backends, splits: &[LinearSplit]) 
     lowered.runner(backends, &plan, &options()).expect("compiles")
 }
 
-/// Logits of all rows of a prompt and of tokens after it.
-fn all_logits(runner: &mut Runner, prompt: &[u32]) -> Vec<f32> {
-    let mut sequence = runner.begin(512);
-    let mut all = feed(runner, &mut sequence, prompt);
-    for &token in &prompt[..3] {
-        all.extend(feed(runner, &mut sequence, &[token]));
-    }
-    runner.end(sequence);
-    all
-}
-
 #[test]
 fn parts_on_one_device_make_the_same_bits() {
     let backends = Backends::detect(BackendOptions { exact: true, ..BackendOptions::default() });
     for name in ["smollm", "gemma3", "llama"] {
         let lowered = lowered(&model_file(name));
         let prompt = random_tokens(&lowered, PROMPT, 4);
-        let want = all_logits(&mut runner(&lowered, &backends, &options()), &prompt);
+        let want = logits_of_both_phases(&mut runner(&lowered, &backends, &options()), &prompt);
         let of = |op, first: &[(&str, usize)]| split(&lowered, op, first, "cpu0");
         let cases = [
             vec![of("output", &[("cpu0", 1)])],
@@ -83,7 +72,8 @@ fn parts_on_one_device_make_the_same_bits() {
             ],
         ];
         for splits in cases {
-            let got = all_logits(&mut split_runner(&lowered, &backends, &splits), &prompt);
+            let got =
+                logits_of_both_phases(&mut split_runner(&lowered, &backends, &splits), &prompt);
             let same = want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same && want.len() == got.len(), "{name}: {splits:?}");
         }
