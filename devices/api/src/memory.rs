@@ -35,7 +35,7 @@ impl fmt::Display for DomainId {
 pub struct DomainInfo {
     /// Which.
     pub id: DomainId,
-    /// Size, if the system tells.
+    /// What may be used of it, if the system tells.
     pub size: Option<Bytes>,
     /// Alignment that every buffer gets.
     pub alignment: usize,

@@ -98,15 +98,17 @@ pub fn device(
     let domain = if shared { DomainId::HOST } else { options.domain };
     let context = Context::open(adapter, domain, options.fault.clone())?;
     let adapter = &context.adapter;
-    if !shared {
+    let budget = (!shared).then(|| {
         let free = context.budget().map(|(budget, _)| budget);
         let share = Bytes((adapter.memory.0 as f64 * SHARE) as u64);
-        let budget = options.memory_limit.or(free).unwrap_or(share);
+        options.memory_limit.or(free).unwrap_or(share).min(adapter.memory)
+    });
+    if let Some(budget) = budget {
         memory.set_budget(domain, budget);
     }
     let own = DomainInfo {
         id: domain,
-        size: (!shared).then_some(adapter.memory),
+        size: budget,
         alignment: 64,
         host_visible: shared,
     };
