@@ -8,7 +8,7 @@ use trefoil_graph::{
     Hyper, LayerGraph, LowerError, LowerOptions, ModelFile, ModelFileError, lower, ops::Op,
 };
 use trefoil_scheduler::planner::PlannerError;
-use trefoil_scheduler::policy::Resolved;
+use trefoil_scheduler::policy::{PolicyError, Resolved};
 use trefoil_scheduler::{DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
 
 use crate::backends::Backends;
@@ -45,6 +45,9 @@ pub enum ModelError {
     /// No plan by cost.
     #[error(transparent)]
     Planner(Box<PlannerError>),
+    /// A policy that cannot be followed on this machine.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// Costs that the user gave and that cannot be used.
     #[error(transparent)]
     Costs(Box<CalibrateError>),

@@ -17,6 +17,7 @@ pub mod simulate;
 mod size;
 mod split;
 mod split_cost;
+pub mod tensor_pool;
 mod toml_text;
 
 pub use pieces::{Piece, PieceShare};

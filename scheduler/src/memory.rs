@@ -8,6 +8,7 @@ use trefoil_telemetry::Bytes;
 
 use crate::pieces::{Piece, PieceShare};
 use crate::plan::{BucketPlan, DomainMemory, Transfer};
+use crate::tensor_pool::{TensorPool, last_readers};
 
 /// Where a device keeps what it needs.
 #[derive(Clone, Debug)]
@@ -155,32 +156,63 @@ fn bounced_elements(graph: &LayerGraph, kv: &[Vec<DomainId>]) -> usize {
     layers.map(|(_, shape)| shape.elements_per_token()).max().unwrap_or(0)
 }
 
-/// Tensors between segments that lie in a domain, made there or copied there, of the bucket that needs
-/// most.
+/// Buffers for tensors between pieces that lie in a domain, made there or copied there, of all steps that
+/// are under way at once.
 fn activations(
     graph: &LayerGraph,
     devices: &[Residence<'_>],
     buckets: &[BucketPlan],
     domain: DomainId,
 ) -> u64 {
+    let sets = buckets.iter().map(BucketPlan::steps_at_once).max().unwrap_or(0);
+    let of_set = |set: usize| {
+        let mut pool = TensorPool::default();
+        for bucket in buckets.iter().filter(|bucket| bucket.steps_at_once() > set) {
+            place_tensors(&mut pool, graph, devices, bucket, domain);
+        }
+        pool.bytes()
+    };
+    (0..sets).map(of_set).sum()
+}
+
+/// Gives the tensors of a bucket's step that lie in a domain their buffers, as an executor does. Parts of
+/// split products have numbers from 1 on.
+fn place_tensors(
+    pool: &mut TensorPool<(NodeIndex, usize)>,
+    graph: &LayerGraph,
+    devices: &[Residence<'_>],
+    bucket: &BucketPlan,
+    domain: DomainId,
+) {
     let here =
         |name: &str| devices.iter().any(|device| device.device == name && device.domain == domain);
-    let of_bucket = |bucket: &BucketPlan| -> u64 {
-        let shape = bucket.bucket;
-        let mut made = 0;
-        for piece in bucket.pieces(graph) {
-            if here(&piece.device) {
-                let outputs = piece.segment.outputs.iter();
-                made += outputs.map(|&node| shape.tensor_bytes(graph, node) as u64).sum::<u64>();
-            }
-            let shares = piece.shares.iter().filter(|share| here(&share.device));
-            made += shares.map(|share| share_bytes(graph, bucket, &piece, share)).sum::<u64>();
+    let pieces = bucket.pieces(graph);
+    let last = last_readers(graph, &pieces);
+    pool.clear();
+    for (number, piece) in pieces.iter().enumerate() {
+        pool.retire(number);
+        let whole = |pool: &mut TensorPool<_>, node: NodeIndex| {
+            let bytes = bucket.bucket.tensor_bytes(graph, node);
+            pool.place((node, 0), bytes, last.get(&node).copied().unwrap_or(number));
+        };
+        if piece.shares.is_empty() && here(&piece.device) {
+            let tensors = piece.segment.inputs.iter().chain(&piece.segment.outputs);
+            tensors.for_each(|&node| whole(pool, node));
         }
-        let copied = bucket.transfers.iter().filter(|transfer| transfer.to == domain);
-        let copied: u64 = copied.map(|transfer| transfer.bytes.0).sum();
-        (made + copied) * bucket.steps_at_once() as u64
-    };
-    buckets.iter().map(of_bucket).max().unwrap_or(0)
+        for (part, share) in (1..).zip(&piece.shares) {
+            let [made, home] = [here(&share.device), here(&piece.device)];
+            let (input, output) = (piece.segment.inputs[0], piece.segment.outputs[0]);
+            let bytes = share_bytes(graph, bucket, piece, share) as usize;
+            if made {
+                whole(pool, input);
+                pool.place((output, part), bytes, number);
+            }
+            if home {
+                whole(pool, output);
+                pool.place((output, part), bytes, number);
+            }
+        }
+    }
 }
 
 /// Tensors that are copied from one domain to another, in the order in which they are needed. A copy

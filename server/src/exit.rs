@@ -94,7 +94,10 @@ impl Failure {
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
         let status = match &error {
-            ModelError::Place(_) | ModelError::Plan(_) | ModelError::Costs(_) => Status::Usage,
+            ModelError::Place(_)
+            | ModelError::Plan(_)
+            | ModelError::Costs(_)
+            | ModelError::Policy(_) => Status::Usage,
             ModelError::Planner(error) => match **error {
                 PlannerError::Partition(_) => Status::Device,
                 _ => Status::Usage,

@@ -84,7 +84,7 @@ impl Settings {
     }
 
     fn options(&self) -> Result<ModelOptions, Error> {
-        let policy = "[policy]\nobjective = \"latency\"\nreserve_memory = \"0B\"\n\
+        let policy = "[policy]\nobjective = \"latency\"\nreserve_memory = \"0MiB\"\n\
                       max_device_memory = {}\n";
         let policy = PolicyFile::parse("splits", policy)?;
         Ok(ModelOptions {

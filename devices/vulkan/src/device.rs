@@ -106,12 +106,7 @@ pub fn device(
     if let Some(budget) = budget {
         memory.set_budget(domain, budget);
     }
-    let own = DomainInfo {
-        id: domain,
-        size: budget,
-        alignment: 64,
-        host_visible: shared,
-    };
+    let own = DomainInfo { id: domain, size: budget, alignment: 64, host_visible: shared };
     let max_buffer = adapter.max_buffer;
     let max_part = options.max_part.unwrap_or(u64::MAX).min(max_buffer / 2);
     let features = Features {

@@ -9,9 +9,10 @@ use trefoil_devices_api::{Device, Phase};
 use trefoil_graph::StepShape;
 use trefoil_scheduler::cost::{CostModel, OpClass};
 use trefoil_scheduler::fit::{least_disturbed, median};
+use trefoil_scheduler::profile::DeviceProfile;
 use trefoil_scheduler::{BucketPlan, Pin, Plan};
 
-use super::measure::measure;
+use super::measure::{Timed, measure};
 use super::targets::{Grid, Target, What};
 use super::{CalibrateError, Costs, Progress, model_of};
 use crate::backends::Backends;
@@ -25,8 +26,8 @@ pub struct OpError {
     pub device: String,
     /// The op or unit.
     pub what: String,
-    /// Class of the op; absent for units.
-    pub class: Option<OpClass>,
+    /// Class of the op; `unit` or `layer` for more than one.
+    pub class: String,
     /// Rows of the step.
     pub tokens: u64,
     /// Tokens before.
@@ -49,7 +50,7 @@ impl OpError {
 pub struct ClassErrors {
     /// The device.
     pub device: String,
-    /// `linear`, `experts`, `attention`, `elementwise` or `unit`.
+    /// `linear`, `experts`, `attention`, `elementwise`, `unit` or `layer`.
     pub class: String,
     /// Steps measured.
     pub count: usize,
@@ -125,94 +126,76 @@ pub fn check(
     let measured = measure(model, devices, &targets, &grid, progress);
     let measured = measured.map_err(CalibrateError::from)?;
     let mut ops = Vec::new();
-    // Measured again in the same order: each target's steps are known by its signature.
-    let by_signature = |signature: &str| targets.iter().find(|t| t.signature == signature);
-    for (device, samples) in devices.iter().zip(measured.samples) {
-        let name = &device.info().name;
-        let Some(profile) = costs.profile.device(name) else { continue };
+    for (device, times) in devices.iter().zip(&measured.times) {
+        let Some(profile) = costs.profile.device(&device.info().name) else { continue };
         let cost = CostModel {
             profile: &costs.profile,
             graph: &lowered.graph,
             corrections: &costs.corrections,
         };
-        for sample in samples {
-            let (signature, class, tokens, past, count, seconds, outputs) = match &sample {
-                super::Sample::Op(op) => (
-                    op.part.signature.as_str(),
-                    Some(op.part.class),
-                    op.part.rows,
-                    op.past,
-                    op.count,
-                    op.seconds,
-                    true,
-                ),
-                super::Sample::Unit(unit) => (
-                    unit.signature.as_str(),
-                    None,
-                    unit.tokens,
-                    unit.past,
-                    unit.count,
-                    unit.seconds,
-                    false,
-                ),
-            };
-            let Some(target) = by_signature(signature) else { continue };
-            // One row without a past was measured before.
-            if tokens == 1.0 && past == 0.0 {
-                continue;
-            }
-            let kv_element_bytes = options.kv_type.bytes() as f64;
-            let step = StepShape::prefill(tokens as u64, past as u64);
-            let mut step = StepShape { kv_element_bytes, ..step };
-            if outputs {
-                // The rows of the head are those of outputs.
-                step.rows_out = tokens as u64;
-            }
-            let predicted = match &target.what {
-                What::Ops(nodes) => cost.op(profile, nodes[0], &step),
-                What::Units(units) => cost.unit(profile, units[0], &step),
-            };
-            let Ok(predicted) = predicted else { continue };
-            let handoff = profile.handoff.get();
-            let measured = (seconds - handoff).max(0.05 * seconds) / f64::from(count.max(1));
-            let what = match &target.what {
-                What::Ops(nodes) => lowered.graph.node(nodes[0]).name.clone(),
-                What::Units(units) => lowered.graph.unit(units[0]).name(),
-            };
-            ops.push(OpError {
-                device: name.clone(),
-                what,
-                class,
-                tokens: tokens as u64,
-                past: past as u64,
-                measured,
-                predicted: predicted.seconds,
-            });
-        }
+        let start = costs.start(profile);
+        ops.extend(times.iter().filter_map(|timed| compare(&cost, profile, start, timed)));
     }
     progress.at(1.0, "whole requests");
     let requests = requests(lowered, backends, devices, costs, options)?;
     Ok(CheckReport { classes: classes(&ops), ops, requests })
 }
 
+/// A measured step beside its prediction. `None` of what was measured before, and of single units of
+/// layers, which are predicted as they are beside the others.
+fn compare(
+    cost: &CostModel<'_>,
+    profile: &DeviceProfile,
+    start: f64,
+    timed: &Timed<'_>,
+) -> Option<OpError> {
+    let Timed { target, shape, seconds, .. } = timed;
+    let graph = cost.graph;
+    if shape.tokens == 1 && shape.past == 0 {
+        return None;
+    }
+    let (what, class, predicted) = match &target.what {
+        What::Ops(nodes) => {
+            let node = *nodes.first()?;
+            let class = OpClass::of(&graph.node(node).op).name();
+            (graph.node(node).name.clone(), class, cost.op(profile, node, shape).ok()?.seconds)
+        }
+        What::Units(units) => {
+            let unit = *units.first()?;
+            if graph.unit(unit).layer.is_some() {
+                return None;
+            }
+            (graph.unit(unit).name(), "unit", cost.unit(profile, unit, shape).ok()?.seconds)
+        }
+        What::Layers(units) => {
+            let each =
+                units.iter().map(|&unit| Some(cost.unit(profile, unit, shape).ok()?.seconds));
+            let first = graph.unit(*units.first()?).name();
+            (format!("{first} and {} more", units.len() - 1), "layer", each.sum::<Option<f64>>()?)
+        }
+    };
+    Some(OpError {
+        device: profile.name.clone(),
+        what,
+        class: class.to_owned(),
+        tokens: shape.tokens,
+        past: shape.past,
+        measured: (seconds - start).max(0.05 * seconds) / f64::from(target.count().max(1)),
+        predicted,
+    })
+}
+
 /// Sums up errors by device and class.
 fn classes(ops: &[OpError]) -> Vec<ClassErrors> {
-    let mut groups: BTreeMap<(&str, Option<OpClass>), Vec<f64>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
     for op in ops {
-        groups.entry((&op.device, op.class)).or_default().push(op.error());
+        groups.entry((&*op.device, &*op.class)).or_default().push(op.error());
     }
-    let class = |((device, class), mut errors): ((&str, Option<OpClass>), Vec<f64>)| {
+    let class = |((device, class), mut errors): ((&str, &str), Vec<f64>)| {
         let near = errors.iter().filter(|error| **error <= 0.1).count();
         ClassErrors {
             device: device.to_owned(),
-            class: match class {
-                None => "unit",
-                Some(OpClass::Linear) => "linear",
-                Some(OpClass::Experts) => "experts",
-                Some(OpClass::Attention) => "attention",
-                Some(OpClass::Elementwise) => "elementwise",
-            }
-            .to_owned(),
+            class: class.to_owned(),
             count: errors.len(),
             within_tenth: near as f64 / errors.len() as f64,
             median: median(&mut errors).unwrap_or(0.0),

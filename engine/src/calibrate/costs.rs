@@ -1,5 +1,6 @@
 //! Costs of this machine as they are known: measured, or from files.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,15 +10,15 @@ use trefoil_scheduler::BucketPlan;
 use trefoil_scheduler::Plan;
 use trefoil_scheduler::cost::{Corrections, CostModel, OpClass};
 use trefoil_scheduler::fit::fit;
-use trefoil_scheduler::planner::{Goal, PlanRequest, PlannerError, plan as make_plan};
+use trefoil_scheduler::planner::{Goal, PlanRequest, plan as make_plan};
 use trefoil_scheduler::policy::Resolved;
-use trefoil_scheduler::profile::Profile;
+use trefoil_scheduler::profile::{DeviceProfile, Profile};
 
 use super::{
     CalibrateError, Calibration, CalibrationOptions, DeviceEntry, Effort, PairSample, Silent,
     Store, When, calibrate, keep, measurements,
 };
-use crate::model::Lowered;
+use crate::model::{Lowered, ModelError};
 use crate::records::{SegmentRecord, StepRecord};
 
 /// The machine's numbers, and where they come from.
@@ -31,6 +32,8 @@ pub struct Costs {
     pub source: String,
     /// Identities of the profile's domains.
     domains: Vec<DomainId>,
+    /// Seconds of each device's hand-off that are not its work.
+    outside: BTreeMap<String, f64>,
 }
 
 impl Costs {
@@ -61,7 +64,10 @@ impl Costs {
             ));
         }
         let (profile, corrections) = (fitted.profile, fitted.corrections);
-        Ok(Self { profile, corrections, source, domains })
+        let outside =
+            entries.iter().map(|entry| (entry.samples.name.clone(), entry.samples.outside));
+        let outside = outside.collect();
+        Ok(Self { profile, corrections, source, domains, outside })
     }
 
     /// What is known of devices for a model; measured quickly first where that is missing and the
@@ -125,6 +131,12 @@ impl Costs {
         Ok(Some(costs))
     }
 
+    /// Seconds of work in a segment of a device that has nothing to do.
+    pub(super) fn start(&self, device: &DeviceProfile) -> f64 {
+        let outside = self.outside.get(&device.name).copied().unwrap_or(0.0);
+        (device.handoff.get() - outside).max(0.0)
+    }
+
     /// Takes a device's numbers from a profile instead of the measured ones.
     fn use_table(&mut self, device: &str, file: &Path) -> Result<(), CalibrateError> {
         let fail = |problem: String| CalibrateError::CostTable {
@@ -160,16 +172,14 @@ impl Costs {
         &self,
         lowered: &Lowered,
         request: CostRequest<'_>,
-    ) -> Result<Plan, PlannerError> {
+    ) -> Result<Plan, ModelError> {
         let (model, graph) = (lowered.model_ref(), &*lowered.graph);
         let CostRequest { policy, buckets, context, kv_element_bytes } = request;
         let mut request = PlanRequest::new(model, graph, &self.profile, &self.corrections, buckets);
         let mut notes = Vec::new();
-        if let Some(policy) = policy {
-            // Names that are no device here were said when the configuration was used.
-            if let Err(error) = policy.apply(&mut request) {
-                notes.push(format!("the policy is not followed: {error}"));
-            }
+        let policy = policy.map(Resolved::for_chosen_devices);
+        if let Some(policy) = &policy {
+            policy.apply(&mut request)?;
         }
         request.pins = &[];
         let known = self.profile.devices.iter().any(|device| device.power.busy.get() > 0.0);
@@ -179,7 +189,7 @@ impl Costs {
         }
         request.context = context;
         request.kv_element_bytes = kv_element_bytes;
-        let mut plan = make_plan(&request)?.plan;
+        let mut plan = make_plan(&request).map_err(ModelError::from)?.plan;
         self.set_domains(&mut plan);
         plan.reasons.push(self.source.clone());
         plan.reasons.extend(notes);

@@ -72,14 +72,14 @@ pub(super) fn together(
     let mut alone = [Vec::new(), Vec::new()];
     let begin = Instant::now();
     while begin.elapsed() < time || alone[0].len() < 5 {
-        alone[0].push(a.run(inputs)?);
-        alone[1].push(b.run(inputs)?);
+        alone[0].push(a.run(inputs)?.wall);
+        alone[1].push(b.run(inputs)?.wall);
     }
     let stop = AtomicBool::new(false);
     let busy = |ready: &mut Ready| -> Result<Vec<f64>, CaseError> {
         let mut times = Vec::new();
         while !stop.load(Ordering::Relaxed) || times.is_empty() {
-            times.push(ready.run(inputs)?);
+            times.push(ready.run(inputs)?.wall);
         }
         Ok(times)
     };

@@ -1,25 +1,32 @@
-//! Times of ops and units, all devices in turns, within a given time.
+//! Times of ops, units and layers within a given time.
+//!
+//! Devices run as they do in a request: one device at a time, without a pause, and what it runs changes
+//! from run to run, so that clocks are up and each piece's weights come from where they lie, not from a
+//! cache that the run before filled.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trefoil_devices_api::{Device, OpQuery, Support};
+use trefoil_devices_api::{Device, DomainId, OpQuery, Support};
 use trefoil_graph::{LayerGraph, StepInputs, StepShape};
 use trefoil_scheduler::fit::least_disturbed;
 
 use super::Progress;
 use super::segment::{KvNeed, Ready, step};
-use super::targets::{Grid, Sample, Target};
+use super::targets::{Grid, RowRange, Target};
 use crate::self_test::CaseError;
 
-/// Least and most time for one step on one device, in one pass.
-const LEAST: Duration = Duration::from_millis(3);
-const MOST: Duration = Duration::from_millis(400);
-/// Runs that count, of one step on one device in one pass.
+/// Seconds of runs that do not count, before any that do: clocks rise and threads wake up.
+const WARM: f64 = 0.3;
+/// Steps between those of the coarse grid are measured where a run takes less than this many seconds.
+const FINE: f64 = 0.03;
+/// Runs of a step that count.
 const RUNS: std::ops::RangeInclusive<usize> = 3..=40;
 /// A step that would take more than this share of the time that is left is passed over.
 const GREEDY: f64 = 0.2;
+/// Share of a device's time for each range of rows.
+const SHARES: [(RowRange, f64); 3] =
+    [(RowRange::One, 0.25), (RowRange::Few, 0.3), (RowRange::Many, 0.45)];
 
 /// What a run of measurements needs to know of the model.
 #[derive(Clone, Copy)]
@@ -31,167 +38,177 @@ pub(super) struct Model<'a> {
     pub(super) half: bool,
 }
 
-/// Times of one step of one target on one device.
-struct Timed {
-    sample: Sample,
-    times: Vec<f64>,
-}
-
-/// Samples by device, and how many steps were passed over for want of time.
-pub(super) struct Measured {
-    pub(super) samples: Vec<Vec<Sample>>,
+/// Times by device, and how many steps were passed over for want of time.
+pub(super) struct Measured<'t> {
+    pub(super) times: Vec<Vec<Timed<'t>>>,
     pub(super) skipped: usize,
 }
 
-/// Device, target, rows, tokens before.
-type Key = (usize, usize, u64, u64);
+/// A step of a target, measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timed<'t> {
+    pub(super) target: &'t Target,
+    pub(super) shape: StepShape,
+    /// Seconds of the device's work.
+    pub(super) seconds: f64,
+    /// Runs that this is the least disturbed of.
+    pub(super) runs: u32,
+}
 
 /// Measures all targets on all devices.
-pub(super) fn measure(
+pub(super) fn measure<'t>(
     model: Model<'_>,
     devices: &[Arc<dyn Device>],
-    targets: &[Target],
+    targets: &'t [Target],
     grid: &Grid,
     progress: &mut dyn Progress,
-) -> Result<Measured, CaseError> {
-    let mut timed: BTreeMap<Key, Timed> = BTreeMap::new();
-    let begin = Instant::now();
-    let budget = Duration::from_secs_f64(grid.seconds * devices.len().max(1) as f64);
-    let mut skipped = 0;
-    for pass in 0..grid.passes {
-        let end = begin + budget.mul_f64((pass + 1) as f64 / grid.passes as f64);
-        skipped = 0;
-        for (index, target) in targets.iter().enumerate() {
-            let left = end.saturating_duration_since(Instant::now());
-            let steps = target.steps(model, grid);
-            if left.is_zero() {
-                skipped += steps.len() * devices.len();
+) -> Result<Measured<'t>, CaseError> {
+    let mut measured = Measured { times: Vec::new(), skipped: 0 };
+    let parts = (devices.len() * SHARES.len()) as f64;
+    for (index, device) in devices.iter().enumerate() {
+        let mut of_device = Vec::new();
+        let begin = Instant::now();
+        let mut share = 0.0;
+        for (part, (rows, of_time)) in SHARES.into_iter().enumerate() {
+            share += of_time;
+            let end = begin + Duration::from_secs_f64(grid.seconds * share);
+            let of_range = targets.iter().filter(|target| target.rows == rows);
+            let mut turn = Turn { device, model, end, items: Vec::new(), skipped: 0 };
+            let mut ready = turn.prepare(of_range.collect(), grid)?;
+            let done = (index * SHARES.len() + part) as f64 / parts;
+            progress.at(done, &format!("{}: {}", device.info().name, rows.name()));
+            turn.run(&mut ready, grid)?;
+            measured.skipped += turn.skipped;
+            for Item { target, shape, mut times, .. } in turn.items {
+                let runs = u32::try_from(times.len()).unwrap_or(u32::MAX);
+                let Some(seconds) = least_disturbed(&mut times) else { continue };
+                of_device.push(Timed { target, shape, seconds, runs });
+            }
+        }
+        measured.times.push(of_device);
+    }
+    Ok(measured)
+}
+
+/// A step of a target.
+struct Item<'t> {
+    target: &'t Target,
+    /// Its programs' place.
+    ready: usize,
+    shape: StepShape,
+    inputs: Arc<StepInputs>,
+    /// Is it between the steps of the coarse grid?
+    fine: bool,
+    /// Seconds of work of the runs that count.
+    times: Vec<f64>,
+    /// Seconds that a run keeps the caller waiting; 0 until it is known.
+    wall: f64,
+}
+
+/// The targets of one range of rows on one device.
+struct Turn<'a, 't> {
+    device: &'a Arc<dyn Device>,
+    model: Model<'a>,
+    end: Instant,
+    items: Vec<Item<'t>>,
+    skipped: usize,
+}
+
+impl<'t> Turn<'_, 't> {
+    /// Compiles all targets that the device takes.
+    fn prepare(&mut self, targets: Vec<&'t Target>, grid: &Grid) -> Result<Vec<Ready>, CaseError> {
+        let Model { graph, vocabulary, half, .. } = self.model;
+        let mut all = Vec::new();
+        for target in targets {
+            let coarse =
+                target.steps(self.model, grid, false).into_iter().map(|step| (step, false));
+            let fine = target.steps(self.model, grid, true).into_iter().map(|step| (step, true));
+            let mut steps: Vec<(StepShape, bool)> = coarse.chain(fine).collect();
+            if steps.is_empty() {
                 continue;
             }
-            let share = left.div_f64((targets.len() - index) as f64);
-            let work = One { model, target, steps: &steps, share, left };
-            skipped += work.run(devices, index, &mut timed)?;
-            let done = begin.elapsed().as_secs_f64() / budget.as_secs_f64();
-            progress.at(done.min(1.0), &target.signature);
-        }
-    }
-    let mut samples = vec![Vec::new(); devices.len()];
-    for ((device, ..), Timed { mut sample, mut times }) in timed {
-        let Some(least) = least_disturbed(&mut times) else { continue };
-        let count = u32::try_from(times.len()).unwrap_or(u32::MAX);
-        match &mut sample {
-            Sample::Op(op) => (op.seconds, op.runs) = (least, count),
-            Sample::Unit(unit) => (unit.seconds, unit.runs) = (least, count),
-        }
-        samples[device].push(sample);
-    }
-    Ok(Measured { samples, skipped })
-}
-
-/// One target in one pass.
-struct One<'a> {
-    model: Model<'a>,
-    target: &'a Target,
-    steps: &'a [StepShape],
-    /// Time for it.
-    share: Duration,
-    /// Time for all that is left in this pass.
-    left: Duration,
-}
-
-impl One<'_> {
-    fn run(
-        &self,
-        devices: &[Arc<dyn Device>],
-        index: usize,
-        timed: &mut BTreeMap<Key, Timed>,
-    ) -> Result<usize, CaseError> {
-        let Self { model, target, .. } = self;
-        if self.steps.is_empty() {
-            return Ok(0);
-        }
-        let begin = Instant::now();
-        let bucket = target.bucket(self.steps);
-        let segment = target.segment(model.graph);
-        let tokens = self.steps.iter().map(|step| step.past + step.tokens).max().unwrap_or(1);
-        let kv = KvNeed { tokens: tokens as usize, half: model.half };
-        let mut ready = Vec::new();
-        for (number, device) in devices.iter().enumerate() {
-            let takes = segment.nodes.iter().all(|&node| {
-                let query = OpQuery { graph: model.graph, node, bucket };
-                !matches!(device.support(&query), Support::No(_))
+            steps.sort_by_key(|(step, _)| (step.tokens, step.past));
+            let shapes: Vec<StepShape> = steps.iter().map(|(step, _)| *step).collect();
+            let bucket = target.bucket(&shapes);
+            let segments = target.segments(graph);
+            let takes = segments[0].nodes.iter().all(|&node| {
+                let query = OpQuery { graph, node, bucket };
+                !matches!(self.device.support(&query), Support::No(_))
             });
-            if takes {
-                // Nothing but a request that cannot be met is a reason to go on without it.
-                match Ready::new(device, model.graph, &segment, bucket, kv) {
-                    Ok(made) => ready.push((number, made, 0.0)),
-                    Err(error) if is_refusal(&error) => {
-                        tracing::debug!("{}: {}: {error}", device.info().name, target.signature);
-                    }
-                    Err(error) => return Err(error),
-                }
+            if !takes {
+                continue;
             }
-        }
-        let left = self.share.saturating_sub(begin.elapsed());
-        let slice = left.div_f64((self.steps.len() * devices.len()) as f64).clamp(LEAST, MOST);
-        let mut skipped = 0;
-        for shape in self.steps {
-            let rows = (shape.tokens, shape.past, shape.rows_out);
-            let inputs = step(rows.0 as usize, rows.1 as usize, rows.2 as usize, model.vocabulary);
-            let inputs = Arc::new(inputs);
-            let weight = (shape.tokens + shape.past / 64) as f64;
-            let mut turns: Vec<(usize, &mut Ready, &mut f64)> = Vec::new();
-            for (number, ready, per_row) in &mut ready {
-                let expected = *per_row * weight * (RUNS.start() + 1) as f64;
-                if expected > GREEDY * self.left.as_secs_f64() {
-                    skipped += 1;
+            let tokens = shapes.iter().map(|step| step.past + step.tokens).max().unwrap_or(1);
+            let kv = KvNeed { tokens: tokens as usize, half };
+            // What is copied to a card is more than its caches hold, and takes time to copy.
+            let in_place = self.device.domains()[0].id == DomainId::HOST;
+            let turns = if in_place { &segments[..] } else { &segments[..1] };
+            match Ready::new(self.device, graph, turns, bucket, kv) {
+                Ok(ready) => all.push(ready),
+                // Nothing but a request that cannot be met is a reason to go on without it.
+                Err(error) if is_refusal(&error) => {
+                    let name = &self.device.info().name;
+                    tracing::debug!("{name}: {}: {error}", target.signature);
                     continue;
                 }
-                turns.push((*number, ready, per_row));
+                Err(error) => return Err(error),
             }
-            for (number, times) in take_turns(&mut turns, &inputs, weight, slice)? {
-                let key = (number, index, shape.tokens, shape.past);
-                let sample = || target.sample(model.graph, shape);
-                let known = timed.entry(key);
-                let known = known.or_insert_with(|| Timed { sample: sample(), times: Vec::new() });
-                known.times.extend(times);
-            }
+            self.items.extend(steps.into_iter().map(|(shape, fine)| {
+                let [tokens, past, outputs] =
+                    [shape.tokens, shape.past, shape.rows_out].map(|n| n as usize);
+                let inputs = Arc::new(step(tokens, past, outputs, vocabulary));
+                let (times, wall) = (Vec::new(), 0.0);
+                Item { target, ready: all.len() - 1, shape, inputs, fine, times, wall }
+            }));
         }
-        Ok(skipped)
+        Ok(all)
     }
-}
 
-/// Runs a step on each device in turn until each has had its time. Returns the times by device.
-fn take_turns(
-    turns: &mut [(usize, &mut Ready, &mut f64)],
-    inputs: &Arc<StepInputs>,
-    weight: f64,
-    slice: Duration,
-) -> Result<Vec<(usize, Vec<f64>)>, CaseError> {
-    let mut times: Vec<(usize, Vec<f64>)> = Vec::new();
-    for (number, ready, per_row) in &mut *turns {
-        // The first run is for warming up.
-        let first = ready.run(inputs)?;
-        **per_row = first / weight;
-        times.push((*number, Vec::new()));
-    }
-    let wanted = |times: &[f64]| {
-        let spent: f64 = times.iter().sum();
-        let few = times.len() < *RUNS.start();
-        few || (times.len() < *RUNS.end() && spent < slice.as_secs_f64())
-    };
-    while times.iter().any(|(_, times)| wanted(times)) {
-        for ((_, ready, _), (_, times)) in turns.iter_mut().zip(&mut times) {
-            if wanted(times) {
-                times.push(ready.run(inputs)?);
+    /// Runs everything once, leaves out what takes too long, and runs the rest in rounds until the time is
+    /// over.
+    fn run(&mut self, ready: &mut [Ready], grid: &Grid) -> Result<(), CaseError> {
+        let left = || self.end.saturating_duration_since(Instant::now()).as_secs_f64();
+        if let Some(first) = self.items.first() {
+            let mut warm = 0.0;
+            while warm < WARM.min(grid.seconds * 0.02) {
+                warm += ready[first.ready].run(&first.inputs)?.wall;
             }
         }
+        // What a row of each target takes, until now.
+        let mut per_row = vec![0.0f64; ready.len()];
+        let mut kept = Vec::with_capacity(self.items.len());
+        for mut item in std::mem::take(&mut self.items) {
+            let weight = (item.shape.tokens + item.shape.past / 64) as f64;
+            let expected = per_row[item.ready] * weight;
+            if expected * (RUNS.start() + 1) as f64 > GREEDY * left() {
+                self.skipped += usize::from(!item.fine);
+                continue;
+            }
+            if item.fine && expected > FINE {
+                continue;
+            }
+            item.wall = ready[item.ready].run(&item.inputs)?.wall;
+            per_row[item.ready] = item.wall / weight;
+            kept.push(item);
+        }
+        // The least that is of use must fit; what is between other steps goes first.
+        let round = |items: &[Item<'_>]| items.iter().map(|item| item.wall).sum::<f64>();
+        if round(&kept) * *RUNS.start() as f64 > left() {
+            kept.retain(|item| !item.fine);
+        }
+        self.items = kept;
+        for number in 0..*RUNS.end() {
+            if number >= *RUNS.start() && round(&self.items) > left() {
+                break;
+            }
+            for item in &mut self.items {
+                let took = ready[item.ready].run(&item.inputs)?;
+                item.wall = took.wall;
+                item.times.push(took.work);
+            }
+        }
+        Ok(())
     }
-    for ((_, _, per_row), (_, times)) in turns.iter_mut().zip(&times) {
-        let least = times.iter().copied().fold(f64::INFINITY, f64::min);
-        **per_row = least / weight;
-    }
-    Ok(times)
 }
 
 /// Is this a request that the device cannot meet, rather than a device that fails?

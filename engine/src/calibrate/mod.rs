@@ -141,7 +141,7 @@ pub fn calibrate(
     let measured = measure(model, devices, &targets, &grid, progress)?;
     let date = CivilTime::now().strftime("%Y-%m-%d");
     let mut entries = Vec::with_capacity(devices.len());
-    for ((device, chains), samples) in devices.iter().zip(chains).zip(measured.samples) {
+    for ((device, (chains, outside)), times) in devices.iter().zip(chains).zip(measured.times) {
         let info = device.info();
         let mut of_device = DeviceSamples {
             name: info.name.clone(),
@@ -157,15 +157,18 @@ pub fn calibrate(
             date: date.clone(),
             ops: Vec::new(),
             units: Vec::new(),
+            layers: Vec::new(),
             chains,
+            outside,
             read: None,
             watts: device.sample().watts,
             refuses: refused(lowered, device.as_ref(), chunk),
         };
-        for sample in samples {
+        for sample in times.iter().filter_map(|timed| timed.target.sample(&lowered.graph, timed)) {
             match sample {
                 Sample::Op(op) => of_device.ops.push(op),
                 Sample::Unit(unit) => of_device.units.push(unit),
+                Sample::Layer(layer) => of_device.layers.push(layer),
             }
         }
         if effort == Effort::Full && info.kind == DeviceKind::Cpu {
@@ -226,7 +229,7 @@ fn pair(
     let decode = StepShape::decode(0);
     let units = targets
         .iter()
-        .filter(|target| matches!(target.what, What::Units(_)) && target.phase == Phase::Decode);
+        .filter(|target| matches!(target.what, What::Units(_)) && target.phase() == Phase::Decode);
     let work = |target: &&Target| {
         let nodes = target.nodes(model.graph);
         let cost = nodes.iter().map(|&node| model.graph.node_cost(node, &decode).weight_bytes);
@@ -236,7 +239,8 @@ fn pair(
     let bucket = target.bucket(&[decode]);
     let segment = target.segment(model.graph);
     let kv = KvNeed { tokens: 1, half: model.half };
-    let ready = devices.map(|device| Ready::new(device, model.graph, &segment, bucket, kv));
+    let ready = devices
+        .map(|device| Ready::new(device, model.graph, std::slice::from_ref(&segment), bucket, kv));
     let [Ok(mut a), Ok(mut b)] = ready else { return Ok(None) };
     let inputs = Arc::new(step(1, 0, 1, model.vocabulary));
     let keep = links::together([&mut a, &mut b], &inputs, PAIR_TIME)?;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use trefoil_devices_api::{
-    AllocRequest, Bucket, BufferRef, Device, Job, KvPages, Point, Points, Program, Purpose, Role,
-    RunArgs, Submission, Timeline, Work,
+    AllocRequest, Bucket, BufferRef, Completion, Device, Job, KvPages, Point, Points, Program,
+    Purpose, Role, RunArgs, Submission, Timeline, Work,
 };
 use trefoil_graph::{KvShape, LayerGraph, Segment, StepInputs};
 use trefoil_kernels::cases::Random;
@@ -25,78 +25,101 @@ pub(super) struct KvNeed {
     pub(super) half: bool,
 }
 
-/// A program with its arguments.
+/// How long a run took, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Took {
+    /// The device's work, by its own clock where it has one.
+    pub(super) work: f64,
+    /// From the submission to the end of the wait for it.
+    pub(super) wall: f64,
+}
+
+/// Programs of the same work with their arguments, which take turns.
 #[derive(Debug)]
 pub(super) struct Ready {
     device: Arc<dyn Device>,
-    program: Arc<dyn Program>,
-    args: Arc<RunArgs>,
+    programs: Vec<(Arc<dyn Program>, Arc<RunArgs>)>,
     timeline: Arc<Timeline>,
     reached: u64,
+    done: Vec<Completion>,
 }
 
 impl Ready {
-    /// Compiles a segment and gives it inputs that are neither zero nor all the same.
+    /// Compiles segments of the same work and gives them inputs that are neither zero nor all the same.
     pub(super) fn new(
         device: &Arc<dyn Device>,
         graph: &Arc<LayerGraph>,
-        segment: &Segment,
+        segments: &[Segment],
         bucket: Bucket,
         kv: KvNeed,
     ) -> Result<Self, CaseError> {
-        let program = device.compile(graph, segment, bucket, &Job::default())?;
-        let pages = KvPages {
-            page_tokens: PAGE_TOKENS,
-            pages: kv.tokens.div_ceil(PAGE_TOKENS),
-            half: kv.half,
-            shapes: graph.kv().to_vec(),
-        };
-        let domain = device.domains()[0].id;
-        let mut buffers: Vec<BufferRef> = Vec::new();
-        for binding in program.bindings() {
-            let (bytes, purpose) = match binding.role {
-                Role::Input(node) | Role::Output(node) => {
-                    (bucket.tensor_bytes(graph, node), Purpose::Activations)
-                }
-                Role::Kv(layer) => (kv_len(&pages, pages.shapes[layer]), Purpose::Kv),
-            };
-            let buffer = device.alloc(AllocRequest { domain, bytes, purpose })?;
-            match binding.role {
-                Role::Input(_) => {
-                    write_buffer(
-                        device.as_ref(),
-                        &buffer,
-                        bytemuck::cast_slice(&values(bytes / 4)),
-                    )?;
-                }
-                Role::Kv(_) => write_buffer(device.as_ref(), &buffer, &kv_bytes(bytes, kv.half))?,
-                Role::Output(_) => {}
-            }
-            buffers.push(buffer.whole());
-        }
-        let args = Arc::new(RunArgs { buffers, kv: pages });
-        Ok(Self { device: device.clone(), program, args, timeline: Arc::default(), reached: 0 })
+        let programs = segments.iter().map(|segment| prepare(device, graph, segment, bucket, kv));
+        Ok(Self {
+            device: device.clone(),
+            programs: programs.collect::<Result<_, _>>()?,
+            timeline: Arc::default(),
+            reached: 0,
+            done: Vec::new(),
+        })
     }
 
-    /// Runs a step and returns the seconds from its submission to the end of the wait.
-    pub(super) fn run(&mut self, step: &Arc<StepInputs>) -> Result<f64, CaseError> {
+    /// Runs the next program on a step.
+    pub(super) fn run(&mut self, step: &Arc<StepInputs>) -> Result<Took, CaseError> {
+        let (program, args) = &self.programs[self.reached as usize % self.programs.len()];
         self.reached += 1;
         let point = Point { timeline: self.timeline.clone(), value: self.reached };
         let submission = Submission {
             waits: Points::new(),
             signals: Points::from_iter([point]),
-            work: Work::Run {
-                program: self.program.clone(),
-                args: self.args.clone(),
-                step: step.clone(),
-            },
+            work: Work::Run { program: program.clone(), args: args.clone(), step: step.clone() },
             label: "calibration".into(),
         };
         let start = Instant::now();
-        self.device.submit(0, submission)?;
+        let id = self.device.submit(0, submission)?;
         self.timeline.wait(self.reached).map_err(CaseError::Failed)?;
-        Ok(start.elapsed().as_secs_f64())
+        let wall = start.elapsed().as_secs_f64();
+        self.done.clear();
+        self.device.drain(&mut self.done);
+        let own = self.done.iter().find(|completion| completion.id == id);
+        let time = |done: &Completion| done.device_time.unwrap_or(done.end.since(done.start));
+        Ok(Took { work: own.map_or(wall, |done| time(done).seconds()), wall })
     }
+}
+
+fn prepare(
+    device: &Arc<dyn Device>,
+    graph: &Arc<LayerGraph>,
+    segment: &Segment,
+    bucket: Bucket,
+    kv: KvNeed,
+) -> Result<(Arc<dyn Program>, Arc<RunArgs>), CaseError> {
+    let program = device.compile(graph, segment, bucket, &Job::default())?;
+    let pages = KvPages {
+        page_tokens: PAGE_TOKENS,
+        pages: kv.tokens.div_ceil(PAGE_TOKENS),
+        half: kv.half,
+        shapes: graph.kv().to_vec(),
+    };
+    let domain = device.domains()[0].id;
+    let mut buffers: Vec<BufferRef> = Vec::new();
+    for binding in program.bindings() {
+        let (bytes, purpose) = match binding.role {
+            Role::Input(node) | Role::Output(node) => {
+                (bucket.tensor_bytes(graph, node), Purpose::Activations)
+            }
+            Role::Kv(layer) => (kv_len(&pages, pages.shapes[layer]), Purpose::Kv),
+        };
+        let buffer = device.alloc(AllocRequest { domain, bytes, purpose })?;
+        match binding.role {
+            Role::Input(_) => {
+                write_buffer(device.as_ref(), &buffer, bytemuck::cast_slice(&values(bytes / 4)))?;
+            }
+            Role::Kv(_) => write_buffer(device.as_ref(), &buffer, &kv_bytes(bytes, kv.half))?,
+            Role::Output(_) => {}
+        }
+        buffers.push(buffer.whole());
+    }
+    Ok((program, Arc::new(RunArgs { buffers, kv: pages })))
 }
 
 impl Drop for Ready {

@@ -12,7 +12,7 @@ use trefoil_scheduler::fit::{DeviceSamples, LinkSample, PairSample};
 use super::Effort;
 
 /// Version of the files' form and of what is measured how.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Files kept; the ones that were not used for longest go first.
 const MOST_FILES: usize = 64;
 
@@ -200,7 +200,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("reads");
         for damaged in [
             text.replace("today", "yester"),
-            text.replace("\"format\":1", "\"format\":2"),
+            text.replace(&format!("\"format\":{FORMAT}"), "\"format\":0"),
             text[..text.len() / 2].to_owned(),
             String::new(),
             "\u{0}\n{}".to_owned(),

@@ -10,6 +10,7 @@ use trefoil_devices_api::{
 };
 use trefoil_graph::ops::TensorShape;
 use trefoil_graph::{LayerGraph, NodeIndex, Segment as GraphSegment, StepInputs, linear_part};
+use trefoil_scheduler::tensor_pool::{Place, TensorPool, last_readers};
 use trefoil_scheduler::{BucketPlan, Piece, PieceShare};
 
 use super::ExecuteError;
@@ -102,11 +103,21 @@ impl CompiledBucket {
     }
 }
 
+/// Which tensor is in which buffer, and the buffers.
+type Pool = (TensorPool<(NodeIndex, usize)>, Vec<Buffer>);
+
 /// Buffers of tensors that cross between segments, by set; shared over buckets, since no two steps
-/// under way use one set.
+/// under way use one set. Within a step, pieces run one after the other, so that a tensor that nobody
+/// reads any more leaves its buffer to another.
 #[derive(Default)]
-struct TensorPool {
-    buffers: HashMap<(Tensor, DomainId), Buffer>,
+struct Tensors {
+    pools: HashMap<(usize, DomainId), Pool>,
+    /// The last piece that reads each tensor.
+    last: HashMap<NodeIndex, usize>,
+    /// The piece that is compiled.
+    piece: usize,
+    /// Tensors that were copied to a domain, and by which piece.
+    copied: HashMap<(Tensor, DomainId), usize>,
 }
 
 /// A tensor in a set of buffers.
@@ -124,21 +135,44 @@ impl Tensor {
     }
 }
 
-impl TensorPool {
+impl Tensors {
+    /// Begins with another bucket.
+    fn begin(&mut self, last: HashMap<NodeIndex, usize>) {
+        self.pools.values_mut().for_each(|(pool, _)| pool.clear());
+        self.copied.clear();
+        (self.last, self.piece) = (last, 0);
+    }
+
+    /// Goes on to a piece.
+    fn go_on(&mut self, piece: usize) {
+        self.piece = piece;
+        self.pools.values_mut().for_each(|(pool, _)| pool.retire(piece));
+    }
+
     fn get(
         &mut self,
-        key: (Tensor, DomainId),
+        (tensor, domain): (Tensor, DomainId),
         bytes: usize,
         make: impl FnOnce() -> Result<Buffer, DeviceError>,
     ) -> Result<Buffer, DeviceError> {
-        if let Some(buffer) = self.buffers.get(&key)
-            && buffer.len >= bytes
-        {
-            return Ok(buffer.clone());
+        let (pool, buffers) = self.pools.entry((tensor.set, domain)).or_default();
+        let read = self.last.get(&tensor.node).copied().filter(|_| tensor.part == 0);
+        let key = (tensor.node, tensor.part);
+        match pool.place(key, bytes, read.unwrap_or(self.piece)) {
+            Place::Known(at) => Ok(buffers[at].clone()),
+            Place::New(_) => {
+                let buffer = make()?;
+                buffers.push(buffer.clone());
+                Ok(buffer)
+            }
         }
-        let buffer = make()?;
-        self.buffers.insert(key, buffer.clone());
-        Ok(buffer)
+    }
+
+    /// Is a tensor in a domain already, because a piece before this one was given a copy? Notes that
+    /// this one is, if not.
+    fn was_copied(&mut self, tensor: Tensor, domain: DomainId) -> bool {
+        let piece = self.piece;
+        *self.copied.entry((tensor, domain)).or_insert(piece) < piece
     }
 
     /// A tensor's buffer where a device has its data.
@@ -181,7 +215,7 @@ pub(super) struct Compiler<'a> {
     memory: &'a MemoryManager,
     kv: &'a KvPool,
     lanes: &'a mut Lanes,
-    tensors: TensorPool,
+    tensors: Tensors,
     stages: &'a mut Stages,
 }
 
@@ -201,7 +235,7 @@ impl<'a> Compiler<'a> {
         lanes: &'a mut Lanes,
         stages: &'a mut Stages,
     ) -> Self {
-        Self { graph, devices, memory, kv, lanes, tensors: TensorPool::default(), stages }
+        Self { graph, devices, memory, kv, lanes, tensors: Tensors::default(), stages }
     }
 
     /// Compiles a bucket's segments, for as many steps at once as a context of `context` tokens can
@@ -215,9 +249,13 @@ impl<'a> Compiler<'a> {
         let sets = plan.steps_at_once().min(context.div_ceil(bucket.max_tokens.max(1))).max(1);
         let mut progress = Progress { bucket, sets, made_by: HashMap::new() };
         let pieces = plan.pieces(self.graph);
-        let segments = pieces.iter().map(|piece| match piece.shares[..] {
-            [] => self.segment(&mut progress, piece),
-            _ => self.split(&mut progress, piece),
+        self.tensors.begin(last_readers(self.graph, &pieces));
+        let segments = pieces.iter().enumerate().map(|(number, piece)| {
+            self.tensors.go_on(number);
+            match piece.shares[..] {
+                [] => self.segment(&mut progress, piece),
+                _ => self.split(&mut progress, piece),
+            }
         });
         let segments = segments.collect::<Result<_, _>>()?;
         let outputs = (0..sets).map(|set| self.output(&progress, set)).collect::<Result<_, _>>()?;
@@ -350,7 +388,7 @@ impl<'a> Compiler<'a> {
         let maker = &progress.made_by[&node];
         let there = self.tensors.at(maker.as_ref(), tensor, bytes)?;
         let mut copies = Vec::new();
-        if here.id != there.id {
+        if here.id != there.id && !self.tensors.was_copied(tensor, here.domain) {
             let shape = self.graph.node(node).shape;
             let ways = [there, here.clone()];
             copies = self.moves(bucket, (tensor, shape), ways, [device, maker])?;

@@ -116,6 +116,12 @@ pub fn unit_signature(graph: &LayerGraph, unit: UnitId) -> String {
     format!("unit: {}", ops.join("; "))
 }
 
+/// What a unit is to a device where it runs in one program with the other units of its layer, from its
+/// [`unit_signature`].
+pub fn in_layer(signature: &str) -> String {
+    format!("in its layer: {signature}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

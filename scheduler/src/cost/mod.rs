@@ -15,7 +15,7 @@ use trefoil_graph::{BlockType, LayerGraph, NodeIndex, StepShape, UnitId, Weight}
 use trefoil_telemetry::Bytes;
 
 pub use correction::{Correction, Corrections};
-pub use local::{Local, LocalPoint, op_signature, unit_signature};
+pub use local::{Local, LocalPoint, in_layer, op_signature, unit_signature};
 pub use ridge::{Residual, RidgeError};
 
 use crate::profile::{DeviceProfile, LinkProfile, Profile, Scales};
@@ -47,6 +47,16 @@ pub enum OpClass {
 }
 
 impl OpClass {
+    /// Name as it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Experts => "experts",
+            Self::Attention => "attention",
+            Self::Elementwise => "elementwise",
+        }
+    }
+
     /// Class of an op.
     pub fn of(op: &Op) -> Self {
         match op {
@@ -176,14 +186,14 @@ impl CostModel<'_> {
         let nodes = self.graph.unit(unit).nodes.iter();
         let sum: Cost = nodes.map(|&node| self.op(device, node, step)).sum::<Result<_, _>>()?;
         let (padded, _) = Self::padded(device, step);
-        // Ops in one program may share launches and find their inputs in a cache.
-        let together = self.corrections.local(
-            &device.name,
-            || unit_signature(self.graph, unit),
-            padded.tokens as f64,
-            padded.past as f64,
-        );
-        Ok(sum * together)
+        let (rows, past) = (padded.tokens as f64, padded.past as f64);
+        // Ops in one program may share launches and find their inputs in a cache, and units too.
+        let of = |signature: &dyn Fn() -> String| {
+            self.corrections.local(&device.name, signature, rows, past)
+        };
+        let own = of(&|| unit_signature(self.graph, unit));
+        let in_layer = of(&|| in_layer(&unit_signature(self.graph, unit)));
+        Ok(sum * own * in_layer)
     }
 
     /// Cost of the whole model on one device in a step.

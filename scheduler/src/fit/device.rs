@@ -6,8 +6,8 @@ use trefoil_graph::BlockType;
 
 use super::FitError;
 use super::robust::{line, weighted_mean};
-use super::samples::{DeviceSamples, OpSample, Part};
-use crate::cost::{Corrections, Local, LocalPoint, OpClass, Residual, Roof};
+use super::samples::{DeviceSamples, OpSample, Part, UnitSample};
+use crate::cost::{Corrections, Local, LocalPoint, OpClass, Residual, Roof, in_layer};
 use crate::profile::{
     Bandwidth, Compute, DeviceProfile, MemoryPort, OpRate, Power, Seconds, Share, Watts,
 };
@@ -43,15 +43,17 @@ fn bandwidth(value: f64) -> Bandwidth {
 pub(super) struct DeviceFit<'a> {
     samples: &'a DeviceSamples,
     launch: f64,
-    handoff: f64,
+    /// Seconds of work in a segment that has nothing to do.
+    start: f64,
 }
 
 impl<'a> DeviceFit<'a> {
     pub(super) fn new(samples: &'a DeviceSamples) -> Result<Self, FitError> {
         let ops = samples.ops.iter().map(|op| (op.part.signature.as_str(), op.seconds));
         let units = samples.units.iter().map(|unit| (unit.signature.as_str(), unit.seconds));
+        let layers = samples.layers.iter().map(|layer| ("layers", layer.seconds));
         let chains = samples.chains.iter().map(|chain| ("launches", chain.seconds));
-        for (what, got) in ops.chain(units).chain(chains) {
+        for (what, got) in ops.chain(units).chain(layers).chain(chains) {
             if !(got.is_finite() && got > 0.0) {
                 let (device, what) = (samples.name.clone(), what.to_owned());
                 return Err(FitError::Time { device, what, got });
@@ -62,13 +64,13 @@ impl<'a> DeviceFit<'a> {
         }
         let chains: Vec<(f64, f64)> =
             samples.chains.iter().map(|chain| (f64::from(chain.ops), chain.seconds)).collect();
-        let (handoff, launch) = line(&chains).unwrap_or_default();
-        Ok(Self { samples, launch: launch.clamp(0.0, 1.0), handoff: handoff.clamp(0.0, 1.0) })
+        let (start, launch) = line(&chains).unwrap_or_default();
+        Ok(Self { samples, launch: launch.clamp(0.0, 1.0), start: start.clamp(0.0, 1.0) })
     }
 
     /// Seconds of one of `count` pieces of work in a segment.
     fn each(&self, seconds: f64, count: u32) -> f64 {
-        (seconds - self.handoff).max(LEAST_SHARE * seconds) / f64::from(count.max(1))
+        (seconds - self.start).max(LEAST_SHARE * seconds) / f64::from(count.max(1))
     }
 
     /// Seconds of an op without its launch.
@@ -83,9 +85,9 @@ impl<'a> DeviceFit<'a> {
         let of_class = || self.samples.ops.iter().filter(|op| op.part.class == class);
         let all = |op: &&OpSample| amount(op) > 0.0;
         let telling = |op: &&OpSample| {
-            // Beyond the hand-off, and of that beyond the launch.
+            // Beyond the start, and of that beyond the launch.
             let each = self.each(op.seconds, op.count);
-            let beyond = op.seconds - self.handoff > LEAST_OF_WORK * op.seconds;
+            let beyond = op.seconds - self.start > LEAST_OF_WORK * op.seconds;
             all(op) && beyond && self.work(op) > LEAST_OF_WORK * each
         };
         let most = |ops: &mut dyn Iterator<Item = &OpSample>| {
@@ -151,7 +153,7 @@ impl<'a> DeviceFit<'a> {
                 source: source.clone(),
             },
             launch: bounded::<Seconds>(self.launch, 0.0, 10.0),
-            handoff: bounded::<Seconds>(self.handoff, 0.0, 10.0),
+            handoff: bounded::<Seconds>(self.start + samples.outside, 0.0, 10.0),
             launch_source: format!("{source}, {} of them chains of tiny ops", samples.chains.len()),
             power: Power {
                 idle: bounded::<Watts>(0.0, 0.0, 5000.0),
@@ -262,6 +264,28 @@ impl<'a> DeviceFit<'a> {
         }
         for (signature, points) in points {
             corrections.set_local(name, signature.to_owned(), Local::new(&points));
+        }
+        // Units next to each other in one program may share launches and what is in a cache. Layers of
+        // different models differ in that.
+        let mut points: BTreeMap<String, Vec<LocalPoint>> = BTreeMap::new();
+        for layer in &self.samples.layers {
+            let unit = |unit: &UnitSample| {
+                let parts = unit.parts.iter();
+                let parts = parts.map(|part| predict(profile, corrections, part, unit.past));
+                let together =
+                    corrections.local(name, || unit.signature.clone(), unit.tokens, unit.past);
+                parts.sum::<f64>() * together * f64::from(unit.count)
+            };
+            let predicted = layer.units.iter().map(unit).sum();
+            let measured = self.each(layer.seconds, 1);
+            let (rows, past) = (layer.tokens, layer.past);
+            for unit in &layer.units {
+                let points = points.entry(in_layer(&unit.signature)).or_default();
+                points.push(LocalPoint { rows, past, measured, predicted });
+            }
+        }
+        for (signature, points) in points {
+            corrections.set_local(name, signature, Local::new(&points));
         }
     }
 }

@@ -13,8 +13,8 @@ use trefoil_telemetry::Bytes;
 
 pub use robust::{least_disturbed, median};
 pub use samples::{
-    ChainSample, DeviceSamples, DomainFacts, LinkSample, Measurements, OpSample, PairSample, Part,
-    UnitSample,
+    ChainSample, DeviceSamples, DomainFacts, LayerSample, LinkSample, Measurements, OpSample,
+    PairSample, Part, UnitSample,
 };
 
 use crate::cost::Corrections;

@@ -51,7 +51,7 @@ pub struct OpSample {
     pub past: f64,
     /// Ops in the segment.
     pub count: u32,
-    /// Seconds from submission to the end of the wait.
+    /// Seconds of the device's work on it.
     pub seconds: f64,
     /// Runs that this is the least disturbed of.
     pub runs: u32,
@@ -71,7 +71,7 @@ pub struct UnitSample {
     pub parts: Vec<Part>,
     /// Units in the segment.
     pub count: u32,
-    /// Seconds from submission to the end of the wait.
+    /// Seconds of the device's work on it.
     pub seconds: f64,
     /// Runs that this is the least disturbed of.
     pub runs: u32,
@@ -93,13 +93,27 @@ impl UnitSample {
     }
 }
 
+/// Time of a segment of whole layers: what units do together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerSample {
+    /// Its different units, with how many there are of each; their own times mean nothing.
+    pub units: Vec<UnitSample>,
+    /// Rows of the step.
+    pub tokens: f64,
+    /// Tokens in the KV cache before the step.
+    pub past: f64,
+    /// Seconds of the device's work on all of it.
+    pub seconds: f64,
+}
+
 /// Time of a segment of tiny ops, one after the other: what launches cost.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainSample {
     /// Ops in the segment.
     pub ops: u32,
-    /// Seconds.
+    /// Seconds of the device's work on it.
     pub seconds: f64,
 }
 
@@ -121,8 +135,13 @@ pub struct DeviceSamples {
     pub ops: Vec<OpSample>,
     /// Units.
     pub units: Vec<UnitSample>,
+    /// Layers.
+    pub layers: Vec<LayerSample>,
     /// Launches.
     pub chains: Vec<ChainSample>,
+    /// Seconds from a submission to the end of the wait for it, beyond the device's work: the way there
+    /// and back.
+    pub outside: f64,
     /// Bytes per second at which it reads memory, if that was measured on its own.
     pub read: Option<f64>,
     /// Watts while it worked, if it tells.
@@ -134,7 +153,7 @@ pub struct DeviceSamples {
 impl DeviceSamples {
     /// Number of times measured.
     pub fn count(&self) -> usize {
-        self.ops.len() + self.units.len() + self.chains.len()
+        self.ops.len() + self.units.len() + self.layers.len() + self.chains.len()
     }
 
     /// Takes the samples of a newer measurement in place of the same ones.
@@ -154,6 +173,15 @@ impl DeviceSamples {
         let mut before = std::mem::take(&mut self.units);
         before.retain(|sample| !units.contains(&unit(sample)));
         merged.units.splice(0..0, before);
+        let layer = |sample: &LayerSample| {
+            let signatures = sample.units.iter().map(|unit| unit.signature.clone());
+            let signatures: Vec<String> = signatures.collect();
+            (signatures, sample.tokens.to_bits(), sample.past.to_bits())
+        };
+        let layers: std::collections::BTreeSet<_> = merged.layers.iter().map(layer).collect();
+        let mut before = std::mem::take(&mut self.layers);
+        before.retain(|sample| !layers.contains(&layer(sample)));
+        merged.layers.splice(0..0, before);
         if merged.chains.is_empty() {
             merged.chains = std::mem::take(&mut self.chains);
         }

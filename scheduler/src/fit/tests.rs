@@ -87,6 +87,8 @@ fn samples(model: &CostModel<'_>, device: &DeviceProfile, disturbed: bool) -> De
         ops,
         units,
         chains: [1, 4, 8, 16, 32, 64].into_iter().enumerate().map(chain).collect(),
+        layers: Vec::new(),
+        outside: 0.0,
         read: None,
         watts: None,
         refuses: Vec::new(),

@@ -129,6 +129,17 @@ impl Resolved {
         Ok(resolved)
     }
 
+    /// This policy without the names of devices that may be used or not: for machines whose devices were
+    /// chosen by them before.
+    #[must_use]
+    pub fn for_chosen_devices(&self) -> Self {
+        let mut resolved = self.clone();
+        let usual = Policy::default();
+        resolved.policy.allow_devices = usual.allow_devices;
+        resolved.policy.deny_devices = usual.deny_devices;
+        resolved
+    }
+
     /// Where the value of a key is from: file and section, or `default`.
     pub fn origin(&self, key: &'static str) -> String {
         self.origins.get(key).cloned().unwrap_or_else(|| "default".to_owned())
