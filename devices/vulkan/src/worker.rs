@@ -40,7 +40,8 @@ impl Growing {
         match &self.now {
             Some(now) if now.len >= len => Ok(now.clone()),
             _ => {
-                let made = Arc::new(make(len.next_power_of_two())?);
+                // A little more than is needed, so that the next need is often met too.
+                let made = Arc::new(make(len.next_multiple_of(len.next_power_of_two() / 32))?);
                 self.generation += 1;
                 self.now = Some(made.clone());
                 Ok(made)

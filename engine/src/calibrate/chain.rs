@@ -5,7 +5,7 @@ use std::sync::Arc;
 use trefoil_devices_api::{Bucket, Device, Phase};
 use trefoil_graph::ops::{Activation, Embed, Nonlinearity};
 use trefoil_graph::{GraphBuilder, LayerGraph, ShapeError, UnitId, UnitKind, Weight};
-use trefoil_scheduler::fit::{ChainSample, least_disturbed, median};
+use trefoil_scheduler::fit::{ChainSample, median};
 
 use super::segment::{KvNeed, Ready, step};
 use crate::self_test::CaseError;
@@ -56,7 +56,7 @@ pub(super) fn measure(
                 }
             }
             let ops = u32::try_from(length).unwrap_or(u32::MAX);
-            let seconds = least_disturbed(&mut work).expect("there were runs");
+            let seconds = median(&mut work).expect("there were runs");
             samples.push(ChainSample { ops, seconds });
         }
         launches.push((samples, median(&mut outside).unwrap_or(0.0).max(0.0)));

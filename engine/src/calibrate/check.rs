@@ -8,7 +8,7 @@ use serde::Serialize;
 use trefoil_devices_api::{Device, Phase};
 use trefoil_graph::StepShape;
 use trefoil_scheduler::cost::{CostModel, OpClass};
-use trefoil_scheduler::fit::{least_disturbed, median};
+use trefoil_scheduler::fit::median;
 use trefoil_scheduler::profile::DeviceProfile;
 use trefoil_scheduler::{BucketPlan, Pin, Plan};
 
@@ -301,7 +301,7 @@ fn request(
     Ok(Timing {
         placement,
         prompt,
-        first_token: [least_disturbed(&mut firsts).unwrap_or(f64::NAN), predicted_first],
-        token: [least_disturbed(&mut each).unwrap_or(f64::NAN), predicted_token],
+        first_token: [median(&mut firsts).unwrap_or(f64::NAN), predicted_first],
+        token: [median(&mut each).unwrap_or(f64::NAN), predicted_token],
     })
 }

@@ -9,7 +9,7 @@ use trefoil_devices_api::{
     Timeline, Work,
 };
 use trefoil_graph::StepInputs;
-use trefoil_scheduler::fit::{LinkSample, least_disturbed, median};
+use trefoil_scheduler::fit::{LinkSample, median};
 
 use super::segment::Ready;
 use crate::self_test::CaseError;
@@ -43,7 +43,7 @@ pub(super) fn measure(device: &Arc<dyn Device>) -> Result<Vec<LinkSample>, CaseE
                 from: from.domain.to_string(),
                 to: to.domain.to_string(),
                 bytes: bytes as f64,
-                seconds: least_disturbed(&mut times).expect("there were runs"),
+                seconds: median(&mut times).expect("there were runs"),
             });
         }
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use trefoil_devices_api::{
     AllocRequest, Bucket, BufferRef, Completion, Device, Job, KvPages, Point, Points, Program,
-    Purpose, Role, RunArgs, Submission, Timeline, Work,
+    Purpose, Role, RunArgs, Submission, SubmissionId, Timeline, Work,
 };
 use trefoil_graph::{KvShape, LayerGraph, Segment, StepInputs};
 use trefoil_kernels::cases::Random;
@@ -65,6 +65,19 @@ impl Ready {
 
     /// Runs the next program on a step.
     pub(super) fn run(&mut self, step: &Arc<StepInputs>) -> Result<Took, CaseError> {
+        let start = Instant::now();
+        let id = self.start(step)?;
+        self.timeline.wait(self.reached).map_err(CaseError::Failed)?;
+        let wall = start.elapsed().as_secs_f64();
+        self.done.clear();
+        self.device.drain(&mut self.done);
+        let own = self.done.iter().find(|completion| completion.id == id);
+        let time = |done: &Completion| done.device_time.unwrap_or(done.end.since(done.start));
+        Ok(Took { work: own.map_or(wall, |done| time(done).seconds()), wall })
+    }
+
+    /// Submits the next program with a step, and does not wait.
+    pub(super) fn start(&mut self, step: &Arc<StepInputs>) -> Result<SubmissionId, CaseError> {
         let (program, args) = &self.programs[self.reached as usize % self.programs.len()];
         self.reached += 1;
         let point = Point { timeline: self.timeline.clone(), value: self.reached };
@@ -74,15 +87,7 @@ impl Ready {
             work: Work::Run { program: program.clone(), args: args.clone(), step: step.clone() },
             label: "calibration".into(),
         };
-        let start = Instant::now();
-        let id = self.device.submit(0, submission)?;
-        self.timeline.wait(self.reached).map_err(CaseError::Failed)?;
-        let wall = start.elapsed().as_secs_f64();
-        self.done.clear();
-        self.device.drain(&mut self.done);
-        let own = self.done.iter().find(|completion| completion.id == id);
-        let time = |done: &Completion| done.device_time.unwrap_or(done.end.since(done.start));
-        Ok(Took { work: own.map_or(wall, |done| time(done).seconds()), wall })
+        Ok(self.device.submit(0, submission)?)
     }
 }
 

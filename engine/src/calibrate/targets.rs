@@ -64,7 +64,7 @@ impl Grid {
     /// Row counts and pasts between those of a full calibration, to check it by.
     pub(super) fn held_out() -> Self {
         Self {
-            prefill_rows: vec![5, 48, 200, 400],
+            prefill_rows: vec![6, 48, 200, 400],
             fine_rows: Vec::new(),
             pasts: vec![100, 1000],
             chains: Vec::new(),
@@ -93,8 +93,8 @@ impl Grid {
 
 /// Rows between those of the coarse grid: where kernels for few rows begin and end, and on both sides of
 /// what tiles of 32, 64 and 128 rows hold.
-const FINE_ROWS: [usize; 20] =
-    [3, 4, 6, 9, 12, 16, 24, 33, 64, 65, 96, 112, 129, 192, 193, 256, 257, 320, 384, 385];
+const FINE_ROWS: [usize; 21] =
+    [3, 4, 5, 9, 12, 16, 24, 33, 40, 56, 64, 65, 96, 112, 129, 192, 193, 256, 257, 384, 385];
 
 /// Ops or units of a kind, of several layers where the model has them, so that weights come from
 /// memory as they do in a step.

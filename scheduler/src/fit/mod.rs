@@ -11,7 +11,7 @@ mod samples;
 
 use trefoil_telemetry::Bytes;
 
-pub use robust::{least_disturbed, median};
+pub use robust::median;
 pub use samples::{
     ChainSample, DeviceSamples, DomainFacts, LayerSample, LinkSample, Measurements, OpSample,
     PairSample, Part, UnitSample,

@@ -1,6 +1,6 @@
 //! Estimates that a few odd times do not move.
 
-/// The middle value, or the mean of the two in the middle; `None` of nothing.
+/// The middle value, which a few odd times do not move, or the mean of the two in the middle; `None` of nothing.
 pub fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -9,14 +9,6 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
         count if count % 2 == 1 => Some(values[middle]),
         _ => Some((values[middle - 1] + values[middle]) / 2.0),
     }
-}
-
-/// Repeated times of the same work: the median of the faster half, which other work on the machine
-/// disturbed least. `None` of nothing.
-pub fn least_disturbed(values: &mut [f64]) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let part = values.len().div_ceil(2);
-    median(&mut values[..part])
 }
 
 /// A line `y = start + slope * x` through points by Theil and Sen: the median of the slopes of all
@@ -49,8 +41,6 @@ mod tests {
         assert_eq!(median(&mut [5.0, 1.0, 3.0]), Some(3.0));
         assert_eq!(median(&mut [4.0, 2.0]), Some(3.0));
         assert_eq!(median(&mut []), None);
-        let mut times = [1.02, 1.0, 1.01, 3.0, 9.0, 1.5, 2.0, 2.5, 7.0];
-        assert_eq!(least_disturbed(&mut times), Some(1.02));
         let mut points: Vec<(f64, f64)> =
             (0..9).map(f64::from).map(|x| (x, 2.0 + 3.0 * x)).collect();
         points[4].1 = 100.0;

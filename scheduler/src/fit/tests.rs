@@ -207,6 +207,38 @@ fn a_device_that_differs_from_every_roofline_is_learned_by_its_ops() {
 }
 
 #[test]
+fn units_beside_each_other_cost_what_whole_layers_took() {
+    let (graph, truth) = (graph(), shipped("desktop-radeon").expect("ships"));
+    let mut measured = measured(&truth, &graph, false);
+    let plain = fit(&measured).expect("enough");
+    let gpu = truth.device("gpu0").expect("ships");
+    // The four units of a layer, three layers in a program: a fifth faster than one after another.
+    let layer: Vec<UnitId> = (1..5).map(UnitId).collect();
+    let sum = |fitted: &Fitted, tokens: u64| {
+        let Fitted { profile, corrections } = fitted;
+        let model = CostModel { profile, graph: &graph, corrections };
+        let device = profile.device("gpu0").expect("was measured");
+        let step = StepShape::prefill(tokens, 0);
+        let of = |&unit: &UnitId| model.unit(device, unit, &step).expect("takes it").seconds;
+        layer.iter().map(of).sum::<f64>()
+    };
+    let samples = [1, 64, 512].map(|tokens| {
+        let step = StepShape::prefill(tokens, 0);
+        let unit = |&unit: &UnitId| UnitSample { count: 3, ..UnitSample::of(&graph, unit, &step) };
+        let seconds = gpu.handoff.get() + 0.8 * 3.0 * sum(&plain, tokens);
+        let units = layer.iter().map(unit).collect();
+        LayerSample { units, tokens: tokens as f64, past: 0.0, seconds }
+    });
+    let of_gpu = measured.devices.iter_mut().find(|device| device.name == "gpu0");
+    of_gpu.expect("was measured").layers.extend(samples);
+    let fitted = fit(&measured).expect("enough");
+    for tokens in [1, 64, 200, 512] {
+        let share = sum(&fitted, tokens) / sum(&plain, tokens);
+        assert!((share - 0.8).abs() < 1e-6, "{tokens} rows: {share}");
+    }
+}
+
+#[test]
 fn measurements_of_no_use_are_refused_by_name() {
     let (graph, truth) = (graph(), shipped("desktop-radeon").expect("ships"));
     let good = measured(&truth, &graph, false);

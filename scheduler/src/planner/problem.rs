@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use trefoil_devices_api::{Phase, streamed_bytes};
+use trefoil_graph::ops::Op;
 use trefoil_graph::{LayerGraph, NodeIndex, UnitId};
 use trefoil_telemetry::Bytes;
 
@@ -207,7 +208,9 @@ impl<'a> Tables<'a> {
             let most = request.memory_limits.get(&domain.name).map_or(usable as u64, |b| b.0);
             let own = self.devices.iter().filter(|device| device.domain == domain.name);
             let streams = own.filter(|device| self.streams_to(&device.name)).count() as u64;
-            let room = room.0 + streams * streaming_room;
+            let gpus = self.devices.iter().filter(|device| device.domain == domain.name);
+            let gpus = gpus.filter(|device| device.kind == ProcessorKind::Gpu).count() as u64;
+            let room = room.0 + streams * streaming_room + gpus * unpacking_room(request).0;
             let bytes = most.min(usable as u64).saturating_sub(request.reserve.0 + room);
             Budget { name: domain.name.clone(), bytes }
         });
@@ -298,13 +301,25 @@ fn join_phases(instance: &mut Instance) {
     }
 }
 
-/// Memory for tensors between units and for programs' own use: eight of the largest tensors.
+/// Memory for tensors between units and for programs' own use: ten of the largest tensors.
 fn working_room(request: &PlanRequest<'_>) -> Bytes {
     let graph = request.graph;
     let largest = |bucket: &trefoil_devices_api::Bucket| {
         graph.nodes().map(|node| bucket.tensor_bytes(graph, node) as u64).max().unwrap_or(0)
     };
-    Bytes(8 * request.buckets.iter().map(largest).max().unwrap_or(0))
+    Bytes(10 * request.buckets.iter().map(largest).max().unwrap_or(0))
+}
+
+/// Memory in which a GPU turns matrices into halves before it multiplies many rows with them: the largest
+/// matrix of a layer and the one after it.
+fn unpacking_room(request: &PlanRequest<'_>) -> Bytes {
+    let graph = request.graph;
+    let layers = graph.nodes().filter(|&node| graph.unit(graph.node(node).unit).layer.is_some());
+    let matrices = layers.filter_map(|node| match &graph.node(node).op {
+        Op::Linear(op) => Some(op.weight.elements() as u64),
+        _ => None,
+    });
+    Bytes(2 * 2 * matrices.max().unwrap_or(0))
 }
 
 /// Results go to the host, where tokens are chosen.
