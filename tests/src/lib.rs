@@ -6,6 +6,7 @@ pub mod golden;
 pub mod made;
 pub mod memory;
 pub mod mutation;
+pub mod npu;
 pub mod numbers;
 pub mod running;
 pub mod touch;

@@ -1,0 +1,71 @@
+//! The NPU's stand-in for tests: ONNX Runtime from a wheel, on the processor's cores.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use trefoil_engine::backends::npu::{NpuOptions, NumericForm, Provider};
+use trefoil_engine::backends::{BackendOptions, Backends};
+
+use crate::devices::GPU;
+use crate::golden;
+
+/// The NPU.
+pub const NPU: &str = "npu0";
+
+/// Set where ONNX Runtime must be here: its absence is then a failure.
+const EXPECTED: &str = "TREFOIL_EXPECT_NPU";
+/// Where ONNX Runtime is; else in `.venv` of the workspace.
+const RUNTIME: &str = "TREFOIL_NPU_RUNTIME";
+
+/// Folder of ONNX Runtime for tests, if there is one.
+///
+/// # Panics
+/// If it is expected and not there.
+pub fn runtime() -> Option<PathBuf> {
+    let named = std::env::var_os(RUNTIME).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let found = named.or_else(wheel);
+    let expected = std::env::var_os(EXPECTED).is_some();
+    assert!(found.is_some() || !expected, "{EXPECTED} is set and .venv holds no onnxruntime");
+    if found.is_none() {
+        println!("skipped: no ONNX Runtime; `tests/npu/fetch.sh` installs it into .venv");
+    }
+    found
+}
+
+/// The wheel in the workspace's Python environment.
+fn wheel() -> Option<PathBuf> {
+    let lib = golden::data().join("../../.venv/lib");
+    let versions = std::fs::read_dir(lib).ok()?.flatten();
+    let folders = versions.map(|entry| entry.path().join("site-packages/onnxruntime/capi"));
+    folders.filter(|folder| folder.is_dir()).max()
+}
+
+/// The stand-in with a numeric form, if ONNX Runtime is here.
+pub fn npu_options(form: NumericForm) -> Option<NpuOptions> {
+    let runtime = Some(runtime()?);
+    // Few and small: tiny models are padded up to them.
+    let shapes = vec![16, 64, 256];
+    let provider = Provider::Cpu;
+    Some(NpuOptions { provider, runtime, form, shapes, threads: 1, ..NpuOptions::default() })
+}
+
+/// cpu0 and ref0 in f32, the stand-in in a numeric form, and the GPU if `gpu` asks for it.
+///
+/// # Panics
+/// If the stand-in is here and does not come up.
+pub fn detect(form: NumericForm, gpu: bool) -> Option<Backends> {
+    let npu = npu_options(form)?;
+    let gpus = gpu.then(|| GPU.to_owned());
+    let named = gpus.into_iter().chain([NPU.to_owned()]).collect();
+    let options = BackendOptions { npu, named, ..crate::devices::gpu_options(true) };
+    let found = Backends::detect(options);
+    let here = found.devices.iter().any(|device| device.info().name == NPU);
+    assert!(here, "{NPU} is not here: {:?}", found.refused);
+    Some(found)
+}
+
+/// As [`detect`] with f32 and without a GPU, once in a process.
+pub fn with_npu() -> Option<&'static Backends> {
+    static FOUND: OnceLock<Option<Backends>> = OnceLock::new();
+    FOUND.get_or_init(|| detect(NumericForm::F32, false)).as_ref()
+}
