@@ -3,6 +3,7 @@
 pub mod devices;
 pub mod faulty;
 pub mod golden;
+pub mod golden_models;
 pub mod made;
 pub mod memory;
 pub mod mutation;

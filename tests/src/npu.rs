@@ -40,6 +40,33 @@ fn wheel() -> Option<PathBuf> {
     folders.filter(|folder| folder.is_dir()).max()
 }
 
+/// A library that `tests/npu/fetch.sh` put into a folder of its own, if it did.
+fn fetched(name: &str) -> Option<PathBuf> {
+    let folder = golden::data().join("../../.cache/npu").join(name).join("onnxruntime/capi");
+    let found = folder.is_dir();
+    assert!(found || std::env::var_os(EXPECTED).is_none(), "{} is missing", folder.display());
+    if !found {
+        println!("skipped: {} is not here; `tests/npu/fetch.sh` makes it", folder.display());
+    }
+    found.then_some(folder)
+}
+
+/// An ONNX Runtime that is too old.
+///
+/// # Panics
+/// If it is expected and not there.
+pub fn old_runtime() -> Option<PathBuf> {
+    fetched("old")
+}
+
+/// An ONNX Runtime with OpenVINO.
+///
+/// # Panics
+/// If it is expected and not there.
+pub fn openvino_runtime() -> Option<PathBuf> {
+    fetched("openvino")
+}
+
 /// The stand-in with a numeric form, if ONNX Runtime is here.
 pub fn npu_options(form: NumericForm) -> Option<NpuOptions> {
     let runtime = Some(runtime()?);

@@ -1,7 +1,7 @@
 //! The device.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -25,10 +25,7 @@ use crate::rows::sizes;
 use crate::search::{Surroundings, find};
 use crate::session::Compiled;
 use crate::worker::NpuWorker;
-use crate::{NpuError, NpuOptions, Provider, runtime};
-
-/// Libraries beside OpenVINO's ONNX Runtime that its provider needs, in the order in which they load.
-const OPENVINO_LIBRARIES: [&str; 2] = ["libtbb.so", "libopenvino.so"];
+use crate::{NpuError, NpuOptions, runtime};
 
 /// An NPU: segments are compiled for static row counts and run through ONNX Runtime, on tensors in host
 /// memory.
@@ -61,14 +58,10 @@ impl NpuDevice {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, NpuError> {
         options.check()?;
-        let folder = std::env::current_dir().unwrap_or_default();
+        let folder = options.local.then(std::env::current_dir).and_then(Result::ok);
         let around = Surroundings { variable: &|name| std::env::var_os(name), folder };
         let found = find(options.runtime.as_deref(), &around)?;
-        let preload = match options.provider {
-            Provider::Openvino => libraries_beside(&found.path, &OPENVINO_LIBRARIES),
-            _ => Vec::new(),
-        };
-        let runtime = runtime::load(&found, &preload)?;
+        let runtime = runtime::load(&found)?;
         let provider = choose(options, &runtime)?;
         let identity = provider.identity();
         let device_key = blake3::hash(identity.as_bytes()).to_hex().to_string();
@@ -202,21 +195,6 @@ impl NpuDevice {
             CompileError::Refused { what, reason }
         })
     }
-}
-
-/// Libraries in the folder of `library` whose names begin with one of `names`.
-fn libraries_beside(library: &Path, names: &[&str]) -> Vec<PathBuf> {
-    let folder = library.parent().map(std::fs::read_dir);
-    let Some(Ok(entries)) = folder else { return Vec::new() };
-    let found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    let starts = |path: &Path, name: &str| {
-        path.file_name().and_then(|file| file.to_str()).is_some_and(|file| file.starts_with(name))
-    };
-    let mut ordered = Vec::new();
-    for name in names {
-        ordered.extend(found.iter().filter(|path| starts(path, name)).cloned());
-    }
-    ordered
 }
 
 impl Device for NpuDevice {

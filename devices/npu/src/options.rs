@@ -43,6 +43,9 @@ pub struct NpuOptions {
     pub provider_options: BTreeMap<String, String>,
     /// ONNX Runtime's library or its folder; absent: it is looked for.
     pub runtime: Option<PathBuf>,
+    /// May it be looked for in the current folder's `.venv`? Not where nobody asked for an NPU: loading a
+    /// library runs what is in it.
+    pub local: bool,
     /// Folder of compiled models and of what was refused; absent: nothing is kept.
     pub cache: Option<PathBuf>,
     /// Most bytes of compiled models.
@@ -63,6 +66,7 @@ impl Default for NpuOptions {
             provider: Provider::Auto,
             provider_options: BTreeMap::new(),
             runtime: None,
+            local: true,
             cache: None,
             cache_limit: Bytes(8 << 30),
             shapes: vec![128, 512, 2048],

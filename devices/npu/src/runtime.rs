@@ -26,9 +26,8 @@ pub(crate) struct Runtime {
     registered: Mutex<BTreeMap<String, PathBuf>>,
 }
 
-/// Loads the library, or takes the loaded one if it is the same. `preload` lists libraries beside it that
-/// it needs and does not find by itself.
-pub(crate) fn load(found: &Found, preload: &[PathBuf]) -> Result<Arc<Runtime>, NpuError> {
+/// Loads the library, or takes the loaded one if it is the same.
+pub(crate) fn load(found: &Found) -> Result<Arc<Runtime>, NpuError> {
     let mut loaded = LOADED.lock();
     let library = found.path.canonicalize().unwrap_or_else(|_| found.path.clone());
     if let Some(runtime) = &*loaded {
@@ -37,11 +36,6 @@ pub(crate) fn load(found: &Found, preload: &[PathBuf]) -> Result<Arc<Runtime>, N
         }
         let (wanted, loaded) = (library, runtime.library.clone());
         return Err(NpuError::OtherLoaded { wanted, loaded });
-    }
-    for path in preload {
-        if let Err(error) = ort::util::preload_dylib(path) {
-            tracing::debug!("{}: {error}", path.display());
-        }
     }
     let builder = ort::init_from(&library).map_err(|error| load_error(found, &error))?;
     let start = |error: ort::Error| NpuError::Start {

@@ -30,8 +30,8 @@ const SYSTEM: [&str; 5] = [
 pub(crate) struct Surroundings<'a> {
     /// An environment variable, if it is set and not empty.
     pub(crate) variable: &'a dyn Fn(&str) -> Option<OsString>,
-    /// The current folder.
-    pub(crate) folder: PathBuf,
+    /// The current folder, if it may be looked into.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// A library that was found.
@@ -68,8 +68,8 @@ pub(crate) fn find(
     }
     let active =
         variable("VIRTUAL_ENV").map(|path| ("VIRTUAL_ENV".to_owned(), PathBuf::from(path)));
-    let local = (".venv".to_owned(), around.folder.join(".venv"));
-    for (source, root) in active.into_iter().chain([local]) {
+    let local = around.folder.as_ref().map(|folder| (".venv".to_owned(), folder.join(".venv")));
+    for (source, root) in active.into_iter().chain(local) {
         places.extend(site_packages(&root).into_iter().map(|folder| (source.clone(), folder)));
     }
     if let Some(paths) = variable("LD_LIBRARY_PATH") {
@@ -148,7 +148,7 @@ mod tests {
             let known = variables.iter().find(|(key, _)| *key == name);
             known.map(|(_, value)| value.as_os_str().to_owned())
         };
-        find(None, &Surroundings { variable: &variable, folder: folder.to_path_buf() })
+        find(None, &Surroundings { variable: &variable, folder: Some(folder.to_path_buf()) })
     }
 
     fn touch(path: &Path) {
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_said_with_the_command_that_mends_it() {
         let root = tempfile::tempdir().expect("a folder");
-        let around = Surroundings { variable: &|_| None, folder: root.path().to_path_buf() };
+        let around = Surroundings { variable: &|_| None, folder: Some(root.path().to_path_buf()) };
         if let Err(error) = find(None, &around) {
             let text = error.to_string();
             assert!(text.contains(".venv") && text.contains("pip install onnxruntime"), "{text}");

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use trefoil_engine::backends::{BackendOptions, Backends, Gpus, Refused};
+use trefoil_engine::backends::npu::Provider;
+use trefoil_engine::backends::{BackendOptions, Backends, Gpus, Npus, Refused};
 use trefoil_engine::cache;
 use trefoil_engine::calibrate::CalibrationOptions;
 use trefoil_engine::kv::KvType;
@@ -56,6 +57,13 @@ pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> B
     BackendOptions {
         // Where nobody says what runs where, costs choose among all devices.
         gpus: if named.is_empty() { Gpus::All } else { Gpus::Named },
+        // Loading ONNX Runtime is for those who said that they have an NPU.
+        npus: match args.settings.npu.provider {
+            Provider::Auto | Provider::Cpu => Npus::Named,
+            _ if !named.is_empty() => Npus::Named,
+            _ => Npus::All,
+        },
+        npu: args.settings.npu.clone(),
         threads: args.threads(),
         exact: args.exact,
         named,
@@ -100,6 +108,7 @@ pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
         },
         policy: Some(Arc::new(args.settings.policy.clone())),
         pins: args.all_pins().to_vec(),
+        npu_fallback: args.settings.npu_fallback,
         plan,
         context: args.context(),
         page_tokens: args.settings.page_tokens,
