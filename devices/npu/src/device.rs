@@ -71,13 +71,15 @@ impl NpuDevice {
         let plays = if stand_in { ", playing an NPU" } else { "" };
         let shown = provider.name();
         let version = &runtime.version;
+        // Options may hold keys: only their sum is shown.
+        let driver = format!("ONNX Runtime {version}, {shown}, {}", &device_key[..16]);
         Ok(Self {
             info: DeviceInfo {
                 name: name.to_owned(),
                 kind: DeviceKind::Npu,
                 product: format!("{shown} by ONNX Runtime {version}{plays}, {}", options.form),
                 uuid: format!("npu-{}", shown.replace(' ', "-")),
-                driver: identity,
+                driver,
                 kernel_set: format!("{KERNEL_SET}-{}", options.form),
                 only_when_named: stand_in,
             },

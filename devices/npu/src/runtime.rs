@@ -77,6 +77,11 @@ fn version_of(build: &str) -> String {
 /// Messages of ONNX Runtime and its providers go where trefoil's go; what it says by the way is no
 /// warning to a user.
 fn log(level: LogLevel, category: &str, _id: &str, _place: &str, message: &str) {
+    // AMD's provider cuts what it claimed again, by itself, where nothing can forbid it.
+    if message.contains("partitioned to CPU") {
+        tracing::warn!("the NPU's provider runs ops on the processor's cores: {message}");
+        return;
+    }
     match level {
         LogLevel::Fatal | LogLevel::Error => tracing::warn!("onnxruntime {category}: {message}"),
         LogLevel::Warning => tracing::info!("onnxruntime {category}: {message}"),

@@ -42,6 +42,7 @@ fn arithmetic(device: &NpuDevice) -> Arithmetic {
     match device.form() {
         NumericForm::F32 if device.info().only_when_named => Arithmetic::Npu,
         NumericForm::F32 | NumericForm::F16 => Arithmetic::NpuHalves,
+        NumericForm::Codes => Arithmetic::NpuCodes,
         NumericForm::Int4 => Arithmetic::NpuInt4,
     }
 }

@@ -6,6 +6,7 @@ use prost::Message;
 use trefoil_graph::ops::RopeTable;
 use trefoil_graph::{LayerGraph, NodeIndex};
 
+use crate::codes::Layout;
 use crate::emit::emit;
 use crate::pack::{BLOCK, Packed, Place};
 use crate::proto::{
@@ -216,15 +217,34 @@ impl<'a> Builder<'a> {
                 self.cast(role, &y, ElementType::Float)
             }
             Packed::Int4 { codes, scales } => {
-                let blocks = width / BLOCK;
-                let codes = self.external(ElementType::Uint8, &[out, blocks, BLOCK / 2], codes);
-                let scales = self.external(ElementType::Float, &[out * blocks], scales);
-                let attributes =
-                    vec![int("K", width), int("N", out), int("bits", 4), int("block_size", BLOCK)];
-                let inputs = [x, &codes, &scales];
-                self.push(role, "MatMulNBits", MICROSOFT, &inputs, attributes, 1).remove(0)
+                let layout = Layout { bits: 4, block: BLOCK, zeros: false };
+                self.product_of_codes(role, [out, width], layout, x, [codes, scales], None)
+            }
+            Packed::Codes { layout, codes, scales, zeros } => {
+                self.product_of_codes(role, [out, width], layout, x, [codes, scales], zeros)
             }
         }
+    }
+
+    fn product_of_codes(
+        &mut self,
+        role: &str,
+        [out, width]: [usize; 2],
+        layout: Layout,
+        x: &str,
+        [codes, scales]: [Place; 2],
+        zeros: Option<Place>,
+    ) -> String {
+        let Layout { bits, block, .. } = layout;
+        let blocks = width / block;
+        let codes = self.external(ElementType::Uint8, &[out, blocks, block * bits / 8], codes);
+        let scales = self.external(ElementType::Float, &[out * blocks], scales);
+        let zeros = zeros.map(|place| self.external(ElementType::Float, &[out * blocks], place));
+        let attributes =
+            vec![int("K", width), int("N", out), int("bits", bits), int("block_size", block)];
+        let inputs = [x, &codes, &scales].into_iter().chain(zeros.as_deref());
+        let inputs: Vec<&str> = inputs.collect();
+        self.push(role, "MatMulNBits", MICROSOFT, &inputs, attributes, 1).remove(0)
     }
 
     fn cast(&mut self, role: &str, x: &str, to: ElementType) -> String {
@@ -239,7 +259,7 @@ impl<'a> Builder<'a> {
 
     fn finish(self, inputs: &[TensorIo], outputs: &[TensorIo]) -> ModelProto {
         let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: OPSET }];
-        if self.weights.form == NumericForm::Int4 {
+        if matches!(self.weights.form, NumericForm::Codes | NumericForm::Int4) {
             opset_import.push(OperatorSetIdProto { domain: MICROSOFT.to_owned(), version: 1 });
         }
         let info = |io: &TensorIo| value_info(io, self.rows);

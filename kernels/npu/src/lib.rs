@@ -11,6 +11,7 @@
 //! Attention, keys and values, token tables and mixtures are not here: [`refusal`] says so.
 
 mod builder;
+mod codes;
 mod emit;
 mod form;
 mod identity;

@@ -8,6 +8,7 @@ use trefoil_graph::ops::Op;
 use trefoil_graph::{BlockType, LayerGraph, NodeIndex, Weight};
 use trefoil_kernels::blocks::{decode_row, encode_row};
 
+use crate::codes::{Layout, encode, layout};
 use crate::{NumericForm, Part};
 
 /// Elements of a block of four-bit codes.
@@ -36,6 +37,9 @@ pub(crate) enum Packed {
     /// Codes of `[out, in / 32, 16]` bytes, element `2j` in the low half of byte `j`, and scales of
     /// `[out, in / 32]` f32; a value is `scale * (code - 8)`.
     Int4 { codes: Place, scales: Place },
+    /// Codes of `[out, blocks, bytes]`, scales and, where the layout has them, zero points of
+    /// `[out, blocks]` f32.
+    Codes { layout: Layout, codes: Place, scales: Place, zeros: Option<Place> },
 }
 
 /// A part's matrices, packed for a numeric form.
@@ -69,13 +73,23 @@ impl PartWeights {
         };
         for (node, weight) in matrices() {
             let elements = weight.elements();
+            let own = layout(weight.block).filter(|_| form == NumericForm::Codes);
             let packed = match form {
+                NumericForm::Codes if let Some(layout) = own => {
+                    let blocks = elements / layout.block * size_of::<f32>();
+                    Packed::Codes {
+                        layout,
+                        codes: take(elements * layout.bits / 8),
+                        scales: take(blocks),
+                        zeros: layout.zeros.then(|| take(blocks)),
+                    }
+                }
                 NumericForm::F16 => Packed::F16(take(elements * size_of::<f16>())),
                 NumericForm::Int4 if weight.cols.is_multiple_of(BLOCK) => Packed::Int4 {
                     codes: take(elements / 2),
                     scales: take(elements / BLOCK * size_of::<f32>()),
                 },
-                NumericForm::F32 | NumericForm::Int4 => {
+                NumericForm::F32 | NumericForm::Codes | NumericForm::Int4 => {
                     Packed::F32(take(elements * size_of::<f32>()))
                 }
             };
@@ -96,6 +110,9 @@ impl PartWeights {
                         loss.add(value, rounded.to_f32());
                         rounded.to_le_bytes()
                     });
+                }
+                Packed::Codes { layout, codes, scales, zeros } => {
+                    own_codes(weight, layout, bytes, [Some(codes), Some(scales), zeros]);
                 }
                 Packed::Int4 { codes, scales } => {
                     // Codes come before their scales, with nothing between but the boundary.
@@ -152,6 +169,34 @@ fn transpose<const SIZE: usize>(
                 target.copy_from_slice(&write(decoded[row * cols + col]));
             }
         }
+    }
+}
+
+/// A format's own codes, scales and zero points, in this order.
+fn own_codes(weight: &Weight, layout: Layout, bytes: &mut [u8], places: [Option<Place>; 3]) {
+    let mut rest = bytes;
+    let mut start = 0;
+    // Each array begins behind the one before it.
+    let [codes, scales, zeros] = places.map(|place| {
+        let Some(place) = place else { return Default::default() };
+        let (before, after) =
+            std::mem::take(&mut rest).split_at_mut(place.offset + place.len - start);
+        rest = after;
+        let array = &mut before[place.offset - start..];
+        start = place.offset + place.len;
+        array
+    });
+    let mut scales = scales.chunks_exact_mut(size_of::<f32>());
+    let mut zeros = zeros.chunks_exact_mut(size_of::<f32>());
+    let mut values = vec![0.0; weight.cols];
+    let row_bytes = weight.cols * layout.bits / 8;
+    for (row, codes) in codes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+        let write = |to: Option<&mut [u8]>, value: f32| {
+            to.expect("one for each block").copy_from_slice(&value.to_le_bytes());
+        };
+        let sinks: [&mut dyn FnMut(f32); 2] =
+            [&mut |scale| write(scales.next(), scale), &mut |zero| write(zeros.next(), zero)];
+        encode(weight.block, layout, weight.row(row), &mut values, codes, sinks);
     }
 }
 

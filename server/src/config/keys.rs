@@ -105,7 +105,7 @@ choices! {
     /// Runtime of NPUs.
     Provider { Auto, Vitisai, Ryzenai, Openvino, Qnn, Plugin, Cpu }
     /// How an NPU computes products.
-    NpuForm { F32, F16, Int4 }
+    NpuForm { F32, F16, Codes, Int4 }
     /// Where work of an NPU that refuses it goes.
     Fallback { Gpu, Cpu, Error }
     /// When a machine is measured.
@@ -258,7 +258,7 @@ sections! {
         provider_options: BTreeMap<String, String> = BTreeMap::new(), Use::Full;
         /// Library or folder of ONNX Runtime; "" to look for it.
         runtime_path: String = String::new(), Use::Full;
-        /// How products are computed: f32, f16 or int4.
+        /// How products are computed: f32, f16, codes or int4.
         form: NpuForm = NpuForm::F32, Use::Full;
         /// Folder of compiled models; "" for the user's cache.
         cache_dir: String = String::new(), Use::Full;

@@ -152,6 +152,7 @@ impl Config {
             form: match npu.form {
                 NpuForm::F32 => NumericForm::F32,
                 NpuForm::F16 => NumericForm::F16,
+                NpuForm::Codes => NumericForm::Codes,
                 NpuForm::Int4 => NumericForm::Int4,
             },
             compile_limit: npu.compile_timeout.0,
