@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trefoil_devices_api::{Bucket, Device, Phase};
+use trefoil_devices_api::Device;
 use trefoil_engine::backends::npu::NumericForm;
 use trefoil_engine::self_test::{CaseError, nmse, run_case};
 use trefoil_graph::BlockType;
@@ -19,6 +19,7 @@ fn allowed(case: &Case, form: NumericForm) -> f64 {
     match (form, case.op, block) {
         (NumericForm::F16, "linear", _) => 1e-6,
         (NumericForm::Int4, "linear", BlockType::Q4_0) => 1e-9,
+        (NumericForm::Codes, "linear", _) => 1e-9,
         // Quantised anew with four bits.
         (NumericForm::Int4, "linear", _) => 2e-2,
         _ => 1e-9,
@@ -33,9 +34,14 @@ fn check(form: NumericForm) {
         BlockType::F16,
         BlockType::BF16,
         BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
         BlockType::Q8_0,
         BlockType::Q4_K,
+        BlockType::Q5_K,
         BlockType::Q6_K,
+        BlockType::IQ4_NL,
     ];
     let (mut ran, mut wrong) = (0, Vec::new());
     for case in cases::with_formats(formats) {
@@ -69,6 +75,11 @@ fn ops_agree_with_the_reference_in_f32() {
 #[test]
 fn ops_agree_with_the_reference_in_f16() {
     check(NumericForm::F16);
+}
+
+#[test]
+fn ops_agree_with_the_reference_in_the_files_own_codes() {
+    check(NumericForm::Codes);
 }
 
 #[test]

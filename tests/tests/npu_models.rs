@@ -255,6 +255,18 @@ fn halves_stay_close_to_exact_logits() {
 }
 
 #[test]
+fn the_files_own_codes_give_the_same_greedy_tokens() {
+    let Some(backends) = detect(NumericForm::Codes, false) else { return };
+    let lowered = demo();
+    let prompt = random_tokens(&lowered, 70, 12);
+    let on = |device: &str| runner(&lowered, &backends, &exact_options(device));
+    let error = nmse(&logits(&mut on("cpu0"), &prompt), &logits(&mut on(NPU), &prompt));
+    println!("codes: NMSE {error:.1e} on the demo model");
+    assert!(error < 1e-9, "NMSE {error:e}");
+    assert_eq!(greedy(&mut on(NPU), &prompt, 24), greedy(&mut on("cpu0"), &prompt, 24));
+}
+
+#[test]
 fn four_bits_stay_as_close_as_the_documentation_says() {
     check_divergence(NumericForm::Int4, 0.5);
 }
