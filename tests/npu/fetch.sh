@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetches what tests of the NPU device need, by pip from PyPI: ONNX Runtime into .venv, and into folders of
-# their own under .cache/npu (a process loads one library) the build with OpenVINO and a version that is
-# too old. What is there is kept.
+# their own under .cache/npu (a process loads one library) the build with OpenVINO, a version that is too
+# old, and a plugin provider. What is there is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -15,14 +15,15 @@ pip install --no-deps onnxruntime==1.31.1
 # into FOLDER PACKAGE
 into() {
     local folder=.cache/npu/$1
-    if [ -d "$folder/onnxruntime/capi" ]; then
+    if [ -d "$folder" ]; then
         return
     fi
     echo "fetching $2"
-    rm -rf "$folder" "$folder.part"
+    rm -rf "$folder.part"
     pip install --no-deps --target "$folder.part" "$2"
     mv "$folder.part" "$folder"
 }
 
 into openvino onnxruntime-openvino==1.24.1
 into old onnxruntime==1.20.1
+into plugin onnxruntime-ggml==0.2.0

@@ -41,14 +41,14 @@ fn wheel() -> Option<PathBuf> {
 }
 
 /// A library that `tests/npu/fetch.sh` put into a folder of its own, if it did.
-fn fetched(name: &str) -> Option<PathBuf> {
-    let folder = golden::data().join("../../.cache/npu").join(name).join("onnxruntime/capi");
-    let found = folder.is_dir();
-    assert!(found || std::env::var_os(EXPECTED).is_none(), "{} is missing", folder.display());
+fn fetched(path: &str) -> Option<PathBuf> {
+    let path = golden::data().join("../../.cache/npu").join(path);
+    let found = path.exists();
+    assert!(found || std::env::var_os(EXPECTED).is_none(), "{} is missing", path.display());
     if !found {
-        println!("skipped: {} is not here; `tests/npu/fetch.sh` makes it", folder.display());
+        println!("skipped: {} is not here; `tests/npu/fetch.sh` makes it", path.display());
     }
-    found.then_some(folder)
+    found.then_some(path)
 }
 
 /// An ONNX Runtime that is too old.
@@ -56,7 +56,7 @@ fn fetched(name: &str) -> Option<PathBuf> {
 /// # Panics
 /// If it is expected and not there.
 pub fn old_runtime() -> Option<PathBuf> {
-    fetched("old")
+    fetched("old/onnxruntime/capi")
 }
 
 /// An ONNX Runtime with OpenVINO.
@@ -64,7 +64,15 @@ pub fn old_runtime() -> Option<PathBuf> {
 /// # Panics
 /// If it is expected and not there.
 pub fn openvino_runtime() -> Option<PathBuf> {
-    fetched("openvino")
+    fetched("openvino/onnxruntime/capi")
+}
+
+/// The library of a plugin provider called `ggml`.
+///
+/// # Panics
+/// If it is expected and not there.
+pub fn plugin_library() -> Option<PathBuf> {
+    fetched("plugin/onnxruntime_ggml/lib/libonnxruntime_ggml.so")
 }
 
 /// The stand-in with a numeric form, if ONNX Runtime is here.

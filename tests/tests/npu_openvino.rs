@@ -98,7 +98,7 @@ fn the_demo_model_gives_the_same_greedy_tokens() {
     let Some(backends) = detect(NumericForm::F32) else { return };
     let lowered = demo();
     let prompt = random_tokens(&lowered, 100, 8);
-    let mut on = |device: &str| runner(&lowered, &backends, &exact_options(device));
+    let on = |device: &str| runner(&lowered, &backends, &exact_options(device));
     let error = nmse(&logits(&mut on("cpu0"), &prompt), &logits(&mut on(NPU), &prompt));
     println!("NMSE {error:.1e}");
     assert!(error < 1e-6, "{error:e}");

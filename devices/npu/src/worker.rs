@@ -195,7 +195,7 @@ impl StepPiece<'_, '_> {
         let number = input - self.inputs.len();
         let turns = &self.worker.turns[self.turns[number / 2]];
         let pairs = turns.table.frequencies.len();
-        let all = if number % 2 == 0 { &turns.cos } else { &turns.sin };
+        let all = if number.is_multiple_of(2) { &turns.cos } else { &turns.sin };
         Ok(&all[first * pairs..(first + count) * pairs])
     }
 }

@@ -49,8 +49,12 @@ pub(crate) fn emit(builder: &mut Builder<'_>, graph: &LayerGraph, node: NodeInde
             builder.op(role, "Mul", &[&y, &cap])
         }
         Op::Normalise(_) => {
-            let axes = vec![ints("axes", &[-1]), int("keepdims", 1)];
-            let length = builder.op_with(role, "ReduceL2", &[x], axes);
+            // By the mean, which norms use as well: fewer providers take sums and lengths.
+            let square = builder.op(role, "Mul", &[x, x]);
+            let mean = mean(builder, role, &square);
+            let count = builder.number(width as f32);
+            let sum = builder.op(role, "Mul", &[&mean, &count]);
+            let length = builder.op(role, "Sqrt", &[&sum]);
             let shortest = builder.number(SHORTEST);
             let length = builder.op(role, "Max", &[&length, &shortest]);
             builder.op(role, "Div", &[x, &length])
@@ -65,6 +69,11 @@ pub(crate) fn emit(builder: &mut Builder<'_>, graph: &LayerGraph, node: NodeInde
     }
 }
 
+/// Mean over the last dimension.
+fn mean(builder: &mut Builder<'_>, role: &str, x: &str) -> String {
+    builder.op_with(role, "ReduceMean", &[x], vec![ints("axes", &[-1]), int("keepdims", 1)])
+}
+
 /// In plain arithmetic: few providers take norms as one op, all take these.
 fn norm(builder: &mut Builder<'_>, role: &str, op: &Norm, x: &str, width: usize) -> String {
     let group = op.weight.elements();
@@ -73,16 +82,12 @@ fn norm(builder: &mut Builder<'_>, role: &str, op: &Norm, x: &str, width: usize)
     if grouped {
         x = builder.reshape(role, &x, &[rows, width / group, group]);
     }
-    let mean = |builder: &mut Builder<'_>, x: &str| {
-        let attributes = vec![ints("axes", &[-1]), int("keepdims", 1)];
-        builder.op_with(role, "ReduceMean", &[x], attributes)
-    };
     if op.kind == NormKind::Layer {
-        let mean = mean(builder, &x);
+        let mean = mean(builder, role, &x);
         x = builder.op(role, "Sub", &[&x, &mean]);
     }
     let square = builder.op(role, "Mul", &[&x, &x]);
-    let square = mean(builder, &square);
+    let square = mean(builder, role, &square);
     let eps = builder.number(op.eps);
     let square = builder.op(role, "Add", &[&square, &eps]);
     let size = builder.op(role, "Sqrt", &[&square]);

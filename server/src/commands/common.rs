@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use trefoil_engine::backends::npu::Provider;
 use trefoil_engine::backends::{BackendOptions, Backends, Gpus, Npus, Refused};
 use trefoil_engine::cache;
 use trefoil_engine::calibrate::CalibrationOptions;
@@ -57,12 +56,7 @@ pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> B
     BackendOptions {
         // Where nobody says what runs where, costs choose among all devices.
         gpus: if named.is_empty() { Gpus::All } else { Gpus::Named },
-        // Loading ONNX Runtime is for those who said that they have an NPU.
-        npus: match args.settings.npu.provider {
-            Provider::Auto | Provider::Cpu => Npus::Named,
-            _ if !named.is_empty() => Npus::Named,
-            _ => Npus::All,
-        },
+        npus: if named.is_empty() { args.settings.npus } else { Npus::Named },
         npu: args.settings.npu.clone(),
         threads: args.threads(),
         exact: args.exact,

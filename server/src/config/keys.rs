@@ -318,7 +318,11 @@ impl Devices {
             used: Use::Only("off, auto and vulkan; there is no hip yet"),
         },
         Key { name: "cpu", meaning: " May the CPU run models?", used: Use::Full },
-        Key { name: "npu", meaning: " May the NPU run models: auto, on or off?", used: Use::Full },
+        Key {
+            name: "npu",
+            meaning: " May the NPU run models: off, on, or auto: if npu.provider names one or it is named.",
+            used: Use::Full,
+        },
         Key {
             name: "visible",
             meaning: " Names of the devices that may be used; [] for all.",

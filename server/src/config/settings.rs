@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use trefoil_engine::backends::Npus;
 use trefoil_engine::backends::npu::{NpuOptions, NumericForm, Provider as NpuProvider};
 use trefoil_engine::cache;
 use trefoil_engine::calibrate::When;
@@ -37,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) cost_tables: Vec<(String, PathBuf)>,
     /// How an NPU is set up.
     pub(crate) npu: NpuOptions,
+    /// Whether one is looked for that nobody named.
+    pub(crate) npus: Npus,
     /// Where units go that it does not take.
     pub(crate) npu_fallback: NpuFallback,
 }
@@ -118,12 +121,23 @@ impl Config {
             },
             cost_tables: self.cost_tables(),
             npu: self.npu(),
+            npus: self.npus(),
             npu_fallback: match self.sections.npu.fallback {
                 Fallback::Gpu => NpuFallback::Gpu,
                 Fallback::Cpu => NpuFallback::Cpu,
                 Fallback::Error => NpuFallback::Error,
             },
         })
+    }
+
+    /// Loading ONNX Runtime is for those who said that they have an NPU.
+    fn npus(&self) -> Npus {
+        let names_one = !matches!(self.sections.npu.provider, Provider::Auto | Provider::Cpu);
+        match self.sections.devices.npu {
+            Switch::On => Npus::All,
+            Switch::Auto if names_one => Npus::All,
+            Switch::Auto | Switch::Off => Npus::Named,
+        }
     }
 
     /// How an NPU is set up.
