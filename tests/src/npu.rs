@@ -75,6 +75,21 @@ pub fn plugin_library() -> Option<PathBuf> {
     fetched("plugin/onnxruntime_ggml/lib/libonnxruntime_ggml.so")
 }
 
+/// A library whose provider, `trefoiltest`, plays an NPU that compiles ahead and fails when it is asked to:
+/// beside the test program where it was built, or where `TREFOIL_NPU_TEST_PROVIDER` says.
+pub fn test_provider() -> Option<PathBuf> {
+    let named = std::env::var_os("TREFOIL_NPU_TEST_PROVIDER").filter(|path| !path.is_empty());
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let name = format!("{prefix}trefoil_npu_test_provider{suffix}");
+    let program = std::env::current_exe().expect("the system tells");
+    let beside = || program.ancestors().skip(1).take(2).map(|folder| folder.join(&name));
+    let found = named.map(PathBuf::from).or_else(|| beside().find(|path| path.is_file()));
+    if found.is_none() {
+        println!("skipped: {name} is not beside {}", program.display());
+    }
+    found
+}
+
 /// The stand-in with a numeric form, if ONNX Runtime is here.
 pub fn npu_options(form: NumericForm) -> Option<NpuOptions> {
     let runtime = Some(runtime()?);

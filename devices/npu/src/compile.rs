@@ -13,6 +13,7 @@ use trefoil_telemetry::Nanos;
 
 use crate::cache::Cache;
 use crate::provider::Chosen;
+use crate::session::check;
 
 /// Time between two looks at whether a compilation is still wanted.
 const LOOK: Duration = Duration::from_millis(10);
@@ -90,7 +91,7 @@ fn make(chosen: &Chosen, source: &Source, keep: Option<&Keep>, say: &Sender<Load
     let text = |error: ort::Error| error.message().to_owned();
     let Some(keep) = keep else { return session(chosen, source, say).map_err(text) };
     if let Some(compiled) = keep.cache.load(&keep.key) {
-        match load(chosen, &compiled, say) {
+        match load(chosen, source, &compiled, say) {
             Ok(session) => return Ok(session),
             Err(error) => {
                 tracing::warn!("a compiled model does not load and is made anew: {error}");
@@ -99,7 +100,7 @@ fn make(chosen: &Chosen, source: &Source, keep: Option<&Keep>, say: &Sender<Load
         }
     }
     match compiled(chosen, source, say) {
-        Ok(compiled) => match load(chosen, &compiled, say) {
+        Ok(compiled) => match load(chosen, source, &compiled, say) {
             Ok(session) => {
                 keep.cache.store(&keep.key, &compiled);
                 return Ok(session);
@@ -148,12 +149,12 @@ fn compiled(
     Ok(compiled.to_vec())
 }
 
-fn load(
-    chosen: &Chosen,
-    compiled: &[u8],
-    say: &Sender<LoadCanceler>,
-) -> Result<Session, ort::Error> {
-    let mut builder = chosen.builder()?;
+/// A session of what was compiled before; an error if it does not load, or is another model's.
+fn load(chosen: &Chosen, source: &Source, compiled: &[u8], say: &Sender<LoadCanceler>) -> Made {
+    let text = |error: ort::Error| error.message().to_owned();
+    let mut builder = chosen.builder().map_err(text)?;
     let _ = say.send(builder.canceler());
-    builder.commit_from_memory(compiled)
+    let session = builder.commit_from_memory(compiled).map_err(text)?;
+    check(&session, &source.model)?;
+    Ok(session)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, OpenVINO, QNN, Vitis};
 use ort::memory::DeviceType;
-use ort::session::builder::SessionBuilder;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use crate::runtime::Runtime;
 use crate::{NpuError, NpuOptions, Provider};
@@ -169,6 +169,8 @@ impl Chosen {
         }
         // What the provider does not take must be said, not run on the processor's cores.
         let builder = builder.with_disable_cpu_fallback()?;
+        // Nor may ONNX Runtime fuse ops to such as the provider does not know: its compiler has its own ways.
+        let builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;
         Ok(match &self.kind {
             Kind::Cpu { .. } => builder,
             Kind::Vitisai => self.with(builder, Vitis::default())?,

@@ -46,6 +46,28 @@ pub(crate) fn driver(call: &'static str, error: &ort::Error) -> DeviceError {
     DeviceError::Driver { call, code: error.code() as i64, text: error.message().to_owned() }
 }
 
+/// Is it a session of this model? Else an error that says how it differs.
+pub(crate) fn check(session: &Session, model: &Model) -> Result<(), String> {
+    let rows = model.rows;
+    let shown = |io: &[ort::value::Outlet]| -> Vec<(String, Option<Vec<i64>>)> {
+        let shape = |kind: &ValueType| kind.tensor_shape().map(|shape| shape.to_vec());
+        io.iter().map(|io| (io.name().to_owned(), shape(io.dtype()))).collect()
+    };
+    let wanted = |io: &[TensorIo]| -> Vec<(String, Option<Vec<i64>>)> {
+        let shape = |io: &TensorIo| vec![rows as i64, io.width as i64];
+        io.iter().map(|io| (io.name.clone(), Some(shape(io)))).collect()
+    };
+    for (want, got) in [
+        (wanted(&model.inputs), shown(session.inputs())),
+        (wanted(&model.outputs), shown(session.outputs())),
+    ] {
+        if want != got {
+            return Err(format!("expected tensors {want:?}, got {got:?}"));
+        }
+    }
+    Ok(())
+}
+
 impl Compiled {
     /// Makes inputs and outputs of a session of this model. An error says how the session is another
     /// model's.
@@ -56,22 +78,7 @@ impl Compiled {
         memory: Reservation,
     ) -> Result<Self, String> {
         let rows = model.rows;
-        let shown = |io: &[ort::value::Outlet]| -> Vec<(String, Option<Vec<i64>>)> {
-            let shape = |kind: &ValueType| kind.tensor_shape().map(|shape| shape.to_vec());
-            io.iter().map(|io| (io.name().to_owned(), shape(io.dtype()))).collect()
-        };
-        let wanted = |io: &[TensorIo]| -> Vec<(String, Option<Vec<i64>>)> {
-            let shape = |io: &TensorIo| vec![rows as i64, io.width as i64];
-            io.iter().map(|io| (io.name.clone(), Some(shape(io)))).collect()
-        };
-        for (want, got) in [
-            (wanted(&model.inputs), shown(session.inputs())),
-            (wanted(&model.outputs), shown(session.outputs())),
-        ] {
-            if want != got {
-                return Err(format!("expected tensors {want:?}, got {got:?}"));
-            }
-        }
+        check(&session, model)?;
         let state = State::new(session, model).map_err(|error| error.message().to_owned())?;
         let widths = model.inputs.iter().chain(&model.outputs).map(|io| io.width);
         Ok(Self {
