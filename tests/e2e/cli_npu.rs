@@ -45,7 +45,8 @@ fn devices_are_listed_with_what_is_known_of_the_npu() {
     let Some(ran) = stand_in(&["devices", "-v"]) else { return };
     let text = ran.ok();
     let line = text.lines().find(|line| line.starts_with("npu0")).expect("it is listed");
-    assert!(line.contains("playing an NPU") && line.contains("only when named"), "{line}");
+    assert!(line.contains("ONNX Runtime 1.") && line.contains("playing an NPU"), "{line}");
+    assert!(line.contains("only when named"), "{line}");
     assert!(text.contains("refused no segment so far"), "{text}");
     let document = stand_in(&["devices", "--json"]).expect("is here").json();
     assert_eq!(document["npu"]["form"], "f32");

@@ -133,8 +133,8 @@ impl Chosen {
             }
             _ => self.runtime.library.display().to_string(),
         };
-        let (name, version) = (self.name(), &self.runtime.version);
-        format!("{name}; {version}; {library}; {:?}", self.options)
+        let (name, version, build) = (self.name(), &self.runtime.version, &self.runtime.build);
+        format!("{name}; {version}; {build}; {library}; {:?}", self.options)
     }
 
     fn option(&self, key: &str) -> Option<&str> {

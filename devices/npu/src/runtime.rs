@@ -19,8 +19,10 @@ static LOADED: Mutex<Option<Arc<Runtime>>> = Mutex::new(None);
 #[derive(Debug)]
 pub(crate) struct Runtime {
     pub(crate) library: PathBuf,
-    /// `1.31.1`, or what it tells of its build where that names no version.
+    /// `1.31.1`, or `1.31` where only that can be told.
     pub(crate) version: String,
+    /// What it tells of its build.
+    pub(crate) build: String,
     pub(crate) environment: Environment,
     /// Libraries of providers, by the names that they are registered under.
     registered: Mutex<BTreeMap<String, PathBuf>>,
@@ -49,9 +51,10 @@ pub(crate) fn load(found: &Found) -> Result<Arc<Runtime>, NpuError> {
         .build()
         .map_err(start)?;
     environment.set_log_level(LogLevel::Warning);
-    let version = version_of(ort::info());
+    let minor = ort::util::probe(&library).unwrap_or(ort::MINOR_VERSION);
+    let (version, build) = (version(&library, minor), ort::info().to_owned());
     let registered = Mutex::default();
-    let runtime = Arc::new(Runtime { library, version, environment, registered });
+    let runtime = Arc::new(Runtime { library, version, build, environment, registered });
     *loaded = Some(runtime.clone());
     Ok(runtime)
 }
@@ -67,11 +70,13 @@ fn load_error(found: &Found, error: &LoadDynamicError) -> NpuError {
     }
 }
 
-/// The version in what ONNX Runtime tells of its build: `... git-branch=rel-1.31.1, ...`.
-fn version_of(build: &str) -> String {
-    let release = build.split_once("git-branch=rel-").map(|(_, rest)| rest);
-    let version = release.and_then(|rest| rest.split([',', ' ']).next());
-    version.unwrap_or(build).to_owned()
+/// The version: the library tells the minor one, its name may have all of it.
+fn version(library: &Path, minor: u32) -> String {
+    let least = format!("1.{minor}");
+    let name = library.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let named = name.split_once(".so.").map(|(_, version)| version);
+    let whole = named.filter(|version| version.starts_with(&format!("{least}.")));
+    whole.map_or(least, str::to_owned)
 }
 
 /// Messages of ONNX Runtime and its providers go where trefoil's go; what it says by the way is no
@@ -120,13 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_is_read_from_the_build() {
-        let build =
-            "ORT Build Info: git-branch=rel-1.31.1, git-commit-id=26250ae, build type=Release";
-        assert_eq!(version_of(build), "1.31.1");
-        assert_eq!(
-            version_of("ORT Build Info: git-branch=main"),
-            "ORT Build Info: git-branch=main"
-        );
+    fn the_version_is_the_library_s_own() {
+        let of = |name: &str, minor| version(Path::new(name), minor);
+        assert_eq!(of("/lib/libonnxruntime.so.1.31.1", 31), "1.31.1");
+        assert_eq!(of("/lib/libonnxruntime.so", 24), "1.24");
+        assert_eq!(of("/lib/libonnxruntime.so.1", 24), "1.24");
+        assert_eq!(of("/lib/libonnxruntime.so.1.3.1", 31), "1.31", "a name that lies");
+        assert_eq!(of("onnxruntime.dll", 23), "1.23");
     }
 }
