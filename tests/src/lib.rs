@@ -3,9 +3,11 @@
 pub mod devices;
 pub mod faulty;
 pub mod golden;
+pub mod golden_models;
 pub mod made;
 pub mod memory;
 pub mod mutation;
+pub mod npu;
 pub mod numbers;
 pub mod running;
 pub mod touch;

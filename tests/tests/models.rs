@@ -1,6 +1,6 @@
 //! Golden models: stored logits and greedy tokens, from GGUF and from safetensors.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::SafeTensors;
 use trefoil_engine::kv::KvType;
@@ -9,51 +9,9 @@ use trefoil_engine::runner::Runner;
 use trefoil_graph::ops::Pooling;
 use trefoil_graph::{LowerOptions, ModelFile, PoolingChoice};
 use trefoil_tests::devices::{GPU, backends, with_gpu};
-use trefoil_tests::golden;
+use trefoil_tests::golden_models::{DECODERS, folders, golden_of, model_files};
 use trefoil_tests::numbers::{argmax, f32s, i64s, nmse};
 use trefoil_tests::running::{self, feed, greedy_from};
-
-const DECODERS: &[&str] = &[
-    "llama",
-    "llama-plain",
-    "llama-bf16",
-    "mistral",
-    "smollm",
-    "qwen2",
-    "qwen3",
-    "qwen3moe",
-    "gemma3",
-    "phi3",
-    "phi3-longrope",
-];
-
-fn folders(names: &[&str]) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = Vec::new();
-    for name in names {
-        let shared = golden::shared().map(|root| root.join("golden/models").join(name));
-        let carried = golden::data().join("models").join(name);
-        found.extend(shared.into_iter().chain([carried]).find(|folder| folder.is_dir()));
-    }
-    assert!(!found.is_empty(), "the carried models are always there");
-    found
-}
-
-struct Golden {
-    ids: Vec<u32>,
-    logits: Vec<f32>,
-    greedy: Vec<u32>,
-}
-
-fn golden_of(folder: &Path, suffix: &str) -> Golden {
-    let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden file");
-    let tensors = SafeTensors::deserialize(&bytes).expect("golden tensors");
-    let ids = i64s(&tensors, &format!("ids{suffix}"));
-    Golden {
-        ids: ids.iter().map(|&id| id as u32).collect(),
-        logits: f32s(&tensors, &format!("logits{suffix}")),
-        greedy: i64s(&tensors, "greedy").iter().map(|&id| id as u32).collect(),
-    }
-}
 
 fn runner(file: &Path, device: &str, options: ModelOptions, exact: bool) -> Runner {
     let file = ModelFile::open(file).expect("opens");
@@ -64,11 +22,6 @@ fn runner(file: &Path, device: &str, options: ModelOptions, exact: bool) -> Runn
 
 fn f32_options() -> ModelOptions {
     ModelOptions { kv_type: KvType::F32, ..ModelOptions::default() }
-}
-
-fn model_files(folder: &Path) -> Vec<PathBuf> {
-    let files = [folder.join("model-f32.gguf"), folder.to_path_buf()];
-    files.into_iter().filter(|path| path.exists()).collect()
 }
 
 fn check_decoders(device: &str, options: &ModelOptions, exact: bool, tolerance: f64) {

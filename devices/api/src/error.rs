@@ -68,6 +68,21 @@ pub enum DeviceError {
     /// Work that this was waiting for failed; the first cause.
     #[error("{0}")]
     Upstream(Arc<Failure>),
+    /// Results that are no numbers: the device computed nonsense, or its number format was outgrown.
+    #[error(
+        "{label}: expected finite results, got {value} in row {row} of {tensor}; run these ops on \
+         another device, or in a wider number format"
+    )]
+    NotFinite {
+        /// What ran.
+        label: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// Infinite, or not a number.
+        value: f32,
+    },
     /// A call into the driver failed.
     #[error("{call} failed: {text} (code {code})")]
     Driver {
@@ -100,7 +115,7 @@ impl DeviceError {
     pub fn recovery(&self) -> Recovery {
         match self {
             Self::OutOfMemory { .. } => Recovery::Evict,
-            Self::Lost { .. } => Recovery::Replan,
+            Self::Lost { .. } | Self::NotFinite { .. } => Recovery::Replan,
             Self::Overrun { .. } | Self::Driver { .. } => Recovery::Reset,
             Self::BadRequest { .. } => Recovery::Abort,
             Self::Upstream(failure) => failure.error.recovery(),
@@ -134,6 +149,14 @@ pub enum CompileError {
         /// Kind of the op.
         kind: &'static str,
         /// Op, number format, shape or limit.
+        reason: String,
+    },
+    /// The device was asked for the whole of it, and will not take it.
+    #[error("the device's compiler refuses {what}: {reason}")]
+    Refused {
+        /// The ops, and for how many rows.
+        what: String,
+        /// What it says.
         reason: String,
     },
     /// The job was cancelled or its time ran out.

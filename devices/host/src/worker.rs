@@ -1,4 +1,5 @@
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use smallvec::SmallVec;
@@ -27,25 +28,50 @@ fn run(
     kernels: &mut dyn HostKernels,
     scratch: &mut HostScratch,
 ) -> Result<(), DeviceError> {
+    match move_bytes(work)? {
+        None => Ok(()),
+        Some(run) => run_program(run.program.as_ref(), &run.args, &run.step, kernels, scratch),
+    }
+}
+
+/// Work that is more than moving bytes: [`Work::Run`].
+#[derive(Clone, Debug)]
+pub struct ProgramRun {
+    /// The program.
+    pub program: Arc<dyn Program>,
+    /// Its arguments.
+    pub args: Arc<RunArgs>,
+    /// The rows.
+    pub step: Arc<StepInputs>,
+}
+
+/// Does all work that moves bytes between host buffers or only orders fences; what runs a program is
+/// given back.
+///
+/// # Errors
+/// Ranges that leave their buffers, buffers in use, and work that devices over host memory do not take.
+pub fn move_bytes(work: Work) -> Result<Option<ProgramRun>, DeviceError> {
     match work {
-        Work::Barrier => Ok(()),
-        Work::LoadWeights { .. } => Err(bad("work", "weights read in place", "weights to load")),
-        Work::Copy { from, to } => copy(from, to),
+        Work::Barrier => {}
+        Work::LoadWeights { .. } => {
+            return Err(bad("work", "weights that the device keeps", "weights to load"));
+        }
+        Work::Copy { from, to } => copy(from, to)?,
         Work::CopyColumns { from, to, columns } => {
             let ranges = Work::column_ranges(&from, &to, columns)?;
             let (source, mut target) = (from.buffer.read()?, to.write()?);
             ranges.for_each(|[from, to]| target[to].copy_from_slice(&source[from]));
-            Ok(())
         }
         Work::CopyPages { from, to, page_bytes, runs } => {
             let mut views = Work::page_views(&from, &to, page_bytes, &runs);
-            views.try_for_each(|views| views.and_then(|[from, to]| copy(from, to)))
+            views.try_for_each(|views| views.and_then(|[from, to]| copy(from, to)))?;
         }
-        Work::Largest { .. } => Err(bad("largest of rows", "a device that takes it", "this one")),
-        Work::Run { program, args, step } => {
-            run_program(program.as_ref(), &args, &step, kernels, scratch)
+        Work::Largest { .. } => {
+            return Err(bad("largest of rows", "a device that takes it", "this one"));
         }
+        Work::Run { program, args, step } => return Ok(Some(ProgramRun { program, args, step })),
     }
+    Ok(None)
 }
 
 fn copy(from: BufferRef, to: BufferRef) -> Result<(), DeviceError> {
@@ -111,13 +137,14 @@ fn run_program(
 }
 
 /// A buffer's view as numbers, locked for reading.
-struct Floats<'a> {
+pub struct Floats<'a> {
     guard: RwLockReadGuard<'a, AlignedBytes>,
     view: &'a BufferRef,
 }
 
 impl<'a> Floats<'a> {
-    fn read(view: &'a BufferRef) -> Result<Self, DeviceError> {
+    /// Locks it; errors as [`trefoil_devices_api::Buffer::read`].
+    pub fn read(view: &'a BufferRef) -> Result<Self, DeviceError> {
         Ok(Self { guard: view.buffer.read()?, view })
     }
 }
@@ -130,13 +157,14 @@ impl Deref for Floats<'_> {
 }
 
 /// A buffer's view as numbers, locked for writing.
-struct FloatsMut<'a> {
+pub struct FloatsMut<'a> {
     guard: RwLockWriteGuard<'a, AlignedBytes>,
     view: &'a BufferRef,
 }
 
 impl<'a> FloatsMut<'a> {
-    fn write(view: &'a BufferRef) -> Result<Self, DeviceError> {
+    /// Locks it; errors as [`trefoil_devices_api::Buffer::write`].
+    pub fn write(view: &'a BufferRef) -> Result<Self, DeviceError> {
         Ok(Self { guard: view.buffer.write()?, view })
     }
 }

@@ -1,16 +1,20 @@
 //! The one place that names backends.
 
 mod gpus;
+mod npus;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use trefoil_devices_api::{Device, DeviceError, DomainId, MemoryManager};
+use trefoil_devices_npu::{NpuDevice, NpuOptions};
 use trefoil_devices_vulkan::Adapter;
 use trefoil_scheduler::DeviceFacts;
 
 use crate::self_test::{Arithmetic, self_test};
+
+pub use trefoil_devices_npu as npu;
 use trefoil_telemetry::{Bytes, Clock, SystemClock, host_memory};
 
 /// Devices of this machine, best first, and the budgets of its memory.
@@ -24,6 +28,8 @@ pub struct Backends {
     pub memory: MemoryManager,
     /// What Vulkan's drivers show, by name, whether it may be used or not.
     pub adapters: Vec<(String, Adapter)>,
+    /// The NPU, where it was opened and may be used.
+    pub npu: Option<Arc<NpuDevice>>,
     vulkan: Option<Arc<trefoil_devices_vulkan::Instance>>,
 }
 
@@ -46,6 +52,16 @@ pub enum Gpus {
     All,
 }
 
+/// Which NPUs to open: that loads ONNX Runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Npus {
+    /// The one that is named: `npu0`.
+    #[default]
+    Named,
+    /// Any that does not only play one.
+    All,
+}
+
 /// How the devices are set up.
 #[derive(Clone, Debug, Default)]
 pub struct BackendOptions {
@@ -55,6 +71,10 @@ pub struct BackendOptions {
     pub exact: bool,
     /// Which GPUs to open.
     pub gpus: Gpus,
+    /// Which NPUs to open.
+    pub npus: Npus,
+    /// How an NPU is set up.
+    pub npu: NpuOptions,
     /// Devices that the user named, in whatever way.
     pub named: Vec<String>,
     /// Most bytes of a GPU's own memory to use.
@@ -90,6 +110,7 @@ impl Backends {
             refused: Vec::new(),
             memory,
             adapters: Vec::new(),
+            npu: None,
             vulkan: None,
         };
         let (threads, exact) = (options.threads, options.exact);
@@ -99,6 +120,10 @@ impl Backends {
         let named = options.named.iter().any(|name| name.starts_with("gpu"));
         if options.gpus == Gpus::All || named {
             gpus::find(&mut found, &options, judge.as_ref(), &clock);
+        }
+        let named = options.named.iter().any(|name| name.starts_with(npus::PREFIX));
+        if options.npus == Npus::All || named {
+            npus::find(&mut found, &options, judge.as_ref(), &clock);
         }
         found.devices.push(judge);
         found

@@ -6,7 +6,7 @@ use super::half_at;
 /// 0..4 and 4..8 hold scales and minimums 0..4 in their low six bits; bytes 8..12 hold the low four
 /// bits of scales (low half) and minimums (high half) 4..8, whose two high bits are the top bits of
 /// bytes 0..4 and 4..8.
-pub(crate) fn scales_and_mins(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
+pub fn scales_and_mins(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut mins) = ([0; 8], [0; 8]);
     for j in 0..4 {
         let (s, m, rest) = (packed[j], packed[j + 4], packed[j + 8]);

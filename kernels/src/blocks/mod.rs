@@ -26,7 +26,8 @@ pub(crate) use fp4::{E2M1_DOUBLED, half_e8m0, half_ue4m3};
 pub use grids::Grid;
 pub(crate) use grids::even_signs;
 pub use iq::IQ4_VALUES;
-pub(crate) use k_quants::{scales_and_mins, signed_scales};
+pub use k_quants::scales_and_mins;
+pub(crate) use k_quants::signed_scales;
 
 use trefoil_graph::BlockType;
 

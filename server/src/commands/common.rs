@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use trefoil_engine::backends::{BackendOptions, Backends, Gpus, Refused};
+use trefoil_engine::backends::{BackendOptions, Backends, Gpus, Npus, Refused};
 use trefoil_engine::cache;
 use trefoil_engine::calibrate::CalibrationOptions;
 use trefoil_engine::kv::KvType;
@@ -56,6 +56,8 @@ pub(crate) fn backend_options(args: &PlacementArgs, options: &ModelOptions) -> B
     BackendOptions {
         // Where nobody says what runs where, costs choose among all devices.
         gpus: if named.is_empty() { Gpus::All } else { Gpus::Named },
+        npus: if named.is_empty() { args.settings.npus } else { Npus::Named },
+        npu: args.settings.npu.clone(),
         threads: args.threads(),
         exact: args.exact,
         named,
@@ -100,6 +102,7 @@ pub(crate) fn options(args: &PlacementArgs) -> Result<ModelOptions, Failure> {
         },
         policy: Some(Arc::new(args.settings.policy.clone())),
         pins: args.all_pins().to_vec(),
+        npu_fallback: args.settings.npu_fallback,
         plan,
         context: args.context(),
         page_tokens: args.settings.page_tokens,

@@ -103,7 +103,9 @@ choices! {
     /// What GPUs are reached through.
     GpuApi { Auto, Hip, Vulkan, Off }
     /// Runtime of NPUs.
-    Provider { Auto, Vitisai, Ryzenai }
+    Provider { Auto, Vitisai, Ryzenai, Openvino, Qnn, Plugin, Cpu }
+    /// How an NPU computes products.
+    NpuForm { F32, F16, Codes, Int4 }
     /// Where work of an NPU that refuses it goes.
     Fallback { Gpu, Cpu, Error }
     /// When a machine is measured.
@@ -246,18 +248,28 @@ sections! {
 
     /// `[npu]`.
     Npu {
-        /// Runtime: vitisai, ryzenai or auto.
-        provider: Provider = Provider::Auto, NO;
-        /// Folder of ONNX Runtime.
-        runtime_path: String = String::new(), NO;
+        /// What reaches the NPU: vitisai, ryzenai, openvino, qnn, plugin, auto, or cpu to play one.
+        provider: Provider = Provider::Auto, Use::Full;
+        /// Name of the provider in provider_library, for provider = "plugin".
+        provider_name: String = String::new(), Use::Full;
+        /// Library of the provider, for "plugin" and "ryzenai".
+        provider_library: String = String::new(), Use::Full;
+        /// Options of the provider by their names there, such as { device_type = "NPU" }.
+        provider_options: BTreeMap<String, String> = BTreeMap::new(), Use::Full;
+        /// Library or folder of ONNX Runtime; "" to look for it.
+        runtime_path: String = String::new(), Use::Full;
+        /// How products are computed: f32, f16, codes or int4.
+        form: NpuForm = NpuForm::F32, Use::Full;
         /// Folder of compiled models; "" for the user's cache.
-        cache_dir: String = String::new(), NO;
+        cache_dir: String = String::new(), Use::Full;
+        /// Most bytes of compiled models; the longest unused are removed.
+        cache_limit: Size = Size(Bytes(8 << 30)), Use::Full;
         /// Static prompt lengths, padded up to.
-        shapes: Vec<u64> = vec![128, 512, 2048], NO;
+        shapes: Vec<usize> = vec![128, 512, 2048], Use::Full;
         /// Longest time of a compilation.
-        compile_timeout: Span = Span::seconds(300), NO;
-        /// Where work that the NPU refuses goes: gpu, cpu or error.
-        fallback: Fallback = Fallback::Gpu, NO;
+        compile_timeout: Span = Span::seconds(300), Use::Full;
+        /// Where units go that an NPU named as --device does not take: gpu, cpu or error.
+        fallback: Fallback = Fallback::Gpu, Use::Full;
     }
 
     /// `[telemetry]`.
@@ -308,8 +320,8 @@ impl Devices {
         Key { name: "cpu", meaning: " May the CPU run models?", used: Use::Full },
         Key {
             name: "npu",
-            meaning: " May the NPU run models: auto, on or off?",
-            used: Use::Only("plans by a profile; no NPU runs models yet"),
+            meaning: " May the NPU run models: off, on, or auto: if npu.provider names one or it is named.",
+            used: Use::Full,
         },
         Key {
             name: "visible",

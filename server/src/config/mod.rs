@@ -90,7 +90,12 @@ pub(crate) struct Config {
 
 /// May the file of the current folder, which may be anybody's, not set this key?
 fn not_from_here(path: &[String]) -> bool {
-    let [section, key] = path else { return false };
+    let [section, key, ..] = path else { return false };
+    // What is loaded as a library runs.
+    let loads = key == "runtime_path" || key.starts_with("provider");
+    if section == "npu" {
+        return loads || key == "cache_dir";
+    }
     let secret = key == "host" || key.contains("api_key") || key.starts_with("allowed_");
     section == "server" && secret
 }

@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use trefoil_engine::backends::Npus;
+use trefoil_engine::backends::npu::{NpuOptions, NumericForm, Provider as NpuProvider};
+use trefoil_engine::cache;
 use trefoil_engine::calibrate::When;
 use trefoil_engine::model::DEFAULT_CONTEXT;
+use trefoil_engine::npu_fallback::NpuFallback;
 use trefoil_engine::text::sampling::SamplingSettings;
 use trefoil_scheduler::Pin;
 use trefoil_scheduler::policy::{PolicyError, Resolved};
 use wildmatch::WildMatch;
 
-use super::keys::{Calibrate, GpuApi, KvName, Switch};
+use super::keys::{Calibrate, Fallback, GpuApi, KvName, NpuForm, Provider, Switch};
 use super::{Config, Form, Level, Model, Sampling, Server};
 use crate::cli::{KvForm, LogForm, PlacementArgs};
 
@@ -32,6 +36,12 @@ pub(crate) struct Settings {
     pub(crate) calibrate: When,
     /// Files of costs, by device.
     pub(crate) cost_tables: Vec<(String, PathBuf)>,
+    /// How an NPU is set up.
+    pub(crate) npu: NpuOptions,
+    /// Whether one is looked for that nobody named.
+    pub(crate) npus: Npus,
+    /// Where units go that it does not take.
+    pub(crate) npu_fallback: NpuFallback,
 }
 
 impl Default for Settings {
@@ -110,7 +120,58 @@ impl Config {
                 Calibrate::Always => When::Always,
             },
             cost_tables: self.cost_tables(),
+            npu: self.npu(),
+            npus: self.npus(),
+            npu_fallback: match self.sections.npu.fallback {
+                Fallback::Gpu => NpuFallback::Gpu,
+                Fallback::Cpu => NpuFallback::Cpu,
+                Fallback::Error => NpuFallback::Error,
+            },
         })
+    }
+
+    /// Loading ONNX Runtime is for those who said that they have an NPU.
+    fn npus(&self) -> Npus {
+        let names_one = !matches!(self.sections.npu.provider, Provider::Auto | Provider::Cpu);
+        match self.sections.devices.npu {
+            Switch::On => Npus::All,
+            Switch::Auto if names_one => Npus::All,
+            Switch::Auto | Switch::Off => Npus::Named,
+        }
+    }
+
+    /// How an NPU is set up.
+    pub(crate) fn npu(&self) -> NpuOptions {
+        let npu = &self.sections.npu;
+        let path = |text: &str| Some(PathBuf::from(text)).filter(|_| !text.is_empty());
+        NpuOptions {
+            provider: match npu.provider {
+                Provider::Auto => NpuProvider::Auto,
+                Provider::Vitisai => NpuProvider::Vitisai,
+                Provider::Ryzenai => NpuProvider::Ryzenai(path(&npu.provider_library)),
+                Provider::Openvino => NpuProvider::Openvino,
+                Provider::Qnn => NpuProvider::Qnn,
+                Provider::Plugin => NpuProvider::Plugin {
+                    name: npu.provider_name.clone(),
+                    library: PathBuf::from(&npu.provider_library),
+                },
+                Provider::Cpu => NpuProvider::Cpu,
+            },
+            provider_options: npu.provider_options.clone(),
+            runtime: path(&npu.runtime_path),
+            local: true,
+            cache: path(&npu.cache_dir).or_else(cache::user_folder),
+            cache_limit: npu.cache_limit.0,
+            shapes: npu.shapes.clone(),
+            form: match npu.form {
+                NpuForm::F32 => NumericForm::F32,
+                NpuForm::F16 => NumericForm::F16,
+                NpuForm::Codes => NumericForm::Codes,
+                NpuForm::Int4 => NumericForm::Int4,
+            },
+            compile_limit: npu.compile_timeout.0,
+            threads: self.sections.engine.threads,
+        }
     }
 
     fn cost_tables(&self) -> Vec<(String, PathBuf)> {
