@@ -117,6 +117,7 @@ impl ServedModel {
             format: match file.origin {
                 Origin::Gguf => "gguf",
                 Origin::HuggingFace => "safetensors",
+                Origin::Onnx => "onnx",
             },
             architecture: loaded.lowered.hyper.architecture.clone(),
             fingerprint: format!("fp_{}", &class.to_hex()[..16]),
