@@ -7,5 +7,6 @@ pub mod made;
 pub mod memory;
 pub mod mutation;
 pub mod numbers;
+pub mod onnx;
 pub mod running;
 pub mod touch;

@@ -77,9 +77,11 @@ impl<'a> Walk<'a> {
         }
         for node in &graph.nodes {
             let (values, others) = walk.apply(node, loader)?;
-            let mut values = values.into_iter();
-            for &name in node.outputs.iter().filter(|name| !name.is_empty()) {
-                let value = values.next().unwrap_or_else(|| others.clone());
+            for (index, &name) in node.outputs.iter().enumerate() {
+                if name.is_empty() {
+                    continue;
+                }
+                let value = values.get(index).unwrap_or(&others).clone();
                 if walk.values.insert(name, value).is_some() {
                     return Err(OnnxError::Structure {
                         place: format!("node `{}`", node.name),
