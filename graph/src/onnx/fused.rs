@@ -285,7 +285,9 @@ fn grouped(at: &mut At<'_, '_>) -> Result<Id, Stop> {
         -1 => None,
         size @ 1..=0xff_ffff => Some(size as u32),
         other => {
-            return Err(format!("local_window_size: expected -1 or more than 0, got {other}").into());
+            return Err(
+                format!("local_window_size: expected -1 or more than 0, got {other}").into()
+            );
         }
     };
     let scale = scale(at)?;
