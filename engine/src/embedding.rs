@@ -99,7 +99,8 @@ fn embed(runner: &mut Runner, text: &[u32]) -> Result<Vec<f32>, RunError> {
     let mut sequence = runner.begin(runner.context());
     let mut embedding = Vec::new();
     let keep = |_, row: &[f32]| embedding = row.to_vec();
-    let result = runner.feed(&mut sequence, text, Outputs::All, keep);
+    // One row comes out of a text, whatever its length.
+    let result = runner.feed(&mut sequence, text, Outputs::Last, keep);
     runner.end(sequence);
     result.map(|()| embedding)
 }

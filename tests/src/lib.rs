@@ -9,4 +9,5 @@ pub mod mutation;
 pub mod numbers;
 pub mod onnx;
 pub mod running;
+pub mod tally;
 pub mod touch;

@@ -80,7 +80,9 @@ fn smollm2_under_forced_plans_gives_the_same_tokens() {
     assert_eq!(tokens.len() * lowered.vocabulary(), logits.len());
     let mut worst = 0.0f64;
     for seed in 0..PLANS {
-        let mut pins = random_pins(&lowered, &[("cpu0", 6), (GPU, 3), ("ref0", 1)], seed);
+        // The reference takes a second for what others do at once: a third of the plans have it.
+        let slow = usize::from(seed % 3 == 0);
+        let mut pins = random_pins(&lowered, &[("cpu0", 16), (GPU, 6), ("ref0", slow)], seed);
         if !shared {
             // Keys and values lie in RAM, which a card does not address.
             for pin in pins.iter_mut().filter(|pin| pin.pattern.ends_with(".attn")) {

@@ -126,7 +126,9 @@ impl<'a> Loader<'a> {
         let (storage, offset, got) = match &tensor.source {
             Source::Raw(data) => {
                 let base = self.file.bytes().as_ptr() as usize;
-                (self.file.clone(), data.as_ptr() as usize - base, data.len() as u64)
+                // Data that is left out lies nowhere.
+                let offset = if data.is_empty() { 0 } else { data.as_ptr() as usize - base };
+                (self.file.clone(), offset, data.len() as u64)
             }
             Source::Integers(numbers) => {
                 let bytes = little_endian(element, numbers);

@@ -26,8 +26,6 @@ mod plain;
 mod proto;
 mod rope;
 mod shapes;
-#[cfg(test)]
-mod tests;
 mod value;
 mod walk;
 mod wire;

@@ -8,11 +8,12 @@ use super::wire::{Fields, Wire, varints};
 /// Most nodes, and most stored tensors, of a graph: far beyond what any model has.
 const MOST: usize = 1 << 19;
 
-/// A graph: nodes in an order in which each comes after those it reads.
+/// A graph: nodes in an order in which each comes after those it reads. Nodes and tensors are bytes
+/// until they are read one by one ([`node`], [`tensor`]): a file may be nothing but empty ones.
 #[derive(Debug, Default)]
 pub(super) struct Graph<'a> {
-    pub(super) nodes: Vec<Node<'a>>,
-    pub(super) stored: Vec<StoredTensor<'a>>,
+    pub(super) nodes: Vec<&'a [u8]>,
+    pub(super) stored: Vec<&'a [u8]>,
     pub(super) inputs: Vec<&'a str>,
     pub(super) outputs: Vec<&'a str>,
 }
@@ -166,8 +167,8 @@ fn graph(graph: &[u8]) -> Result<Graph<'_>, OnnxError> {
     let mut out = Graph::default();
     for field in Fields::new(GRAPH, graph) {
         match field? {
-            (1, value) => push(&mut out.nodes, "nodes", node(bytes(GRAPH, value)?)?)?,
-            (5, value) => push(&mut out.stored, "tensors", tensor(bytes(GRAPH, value)?)?)?,
+            (1, value) => push(&mut out.nodes, "nodes", bytes(GRAPH, value)?)?,
+            (5, value) => push(&mut out.stored, "tensors", bytes(GRAPH, value)?)?,
             (11, value) => push(&mut out.inputs, "inputs", value_name(bytes(GRAPH, value)?)?)?,
             (12, value) => push(&mut out.outputs, "outputs", value_name(bytes(GRAPH, value)?)?)?,
             (15, _) => {
@@ -190,7 +191,8 @@ fn value_name(value: &[u8]) -> Result<&str, OnnxError> {
     Ok("")
 }
 
-fn node(node: &[u8]) -> Result<Node<'_>, OnnxError> {
+/// Reads a node.
+pub(super) fn node(node: &[u8]) -> Result<Node<'_>, OnnxError> {
     const NODE: &str = "node";
     let mut out = Node::default();
     for field in Fields::new(NODE, node) {
@@ -299,7 +301,8 @@ fn integers(message: &'static str, value: Wire<'_>) -> Result<Vec<u64>, OnnxErro
     }
 }
 
-fn tensor(tensor: &[u8]) -> Result<StoredTensor<'_>, OnnxError> {
+/// Reads a tensor.
+pub(super) fn tensor(tensor: &[u8]) -> Result<StoredTensor<'_>, OnnxError> {
     const TENSOR: &str = "tensor";
     let mut out = StoredTensor {
         name: "",

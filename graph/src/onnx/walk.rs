@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::OnnxError;
 use super::constants::{Constants, Loader};
-use super::proto::{Graph, Node, is_known_domain};
+use super::proto::{self, Graph, Node, is_known_domain};
 use super::value::{Arena, Dense, Dim, Ints, Unknown, Value};
 use super::{fused, plain, shapes};
 
@@ -61,7 +61,8 @@ impl<'a> Walk<'a> {
             arena: Arena::default(),
             values: HashMap::new(),
         };
-        for tensor in &graph.stored {
+        for bytes in &graph.stored {
+            let tensor = &proto::tensor(bytes)?;
             let value = match tensor.element {
                 Some(_) => {
                     let constant = loader.load(tensor)?;
@@ -75,7 +76,8 @@ impl<'a> Walk<'a> {
         for &name in &graph.inputs {
             walk.values.entry(name).or_insert_with(|| input_value(name));
         }
-        for node in &graph.nodes {
+        for bytes in &graph.nodes {
+            let node = &proto::node(bytes)?;
             let (values, others) = walk.apply(node, loader)?;
             for (index, &name) in node.outputs.iter().enumerate() {
                 if name.is_empty() {
@@ -124,7 +126,14 @@ impl<'a> Walk<'a> {
             Ok(values) => Ok((values, no_more)),
             Err(Stop::Damaged(error)) => Err(error),
             Err(Stop::Unknown(first)) => Ok((Vec::new(), Value::Unknown(first))),
-            Err(Stop::Why(why)) => Ok((Vec::new(), unknown(node.op, node.name, &why))),
+            Err(Stop::Why(why)) => {
+                // What an op of the model's reads may be the reason: then that is where it began.
+                let first = node.inputs.iter().find_map(|name| match self.values.get(name) {
+                    Some(value @ Value::Unknown(_)) => Some(value.clone()),
+                    _ => None,
+                });
+                Ok((Vec::new(), first.unwrap_or_else(|| unknown(node.op, node.name, &why))))
+            }
         }
     }
 

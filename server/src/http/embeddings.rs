@@ -229,7 +229,7 @@ pub(crate) async fn create(
 fn refused(error: SubmitError) -> ApiError {
     match error {
         SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
-        SubmitError::Stopped => ApiError {
+        _ => ApiError {
             retry_after: Some(1),
             ..ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,

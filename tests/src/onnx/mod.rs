@@ -96,6 +96,14 @@ pub const I64: i64 = 7;
 /// Number of F16.
 pub const F16: i64 = 10;
 
+/// Name, element type and dimensions of an input or output.
+fn value(name: &str, kind: i64, dims: &[&str]) -> Message {
+    let dim = |shape: Message, dim: &&str| shape.field(1, Message::default().field(2, dim));
+    let shape = dims.iter().fold(Message::default(), dim);
+    let tensor = Message::default().int(1, kind).field(2, shape);
+    Message::default().field(1, name).field(2, Message::default().field(1, tensor))
+}
+
 fn f32_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
@@ -125,14 +133,18 @@ impl OnnxWriter {
         self.graph = std::mem::take(&mut self.graph).field(field, message);
     }
 
-    /// An input of the graph.
+    /// An input of the graph: ids or a mask, or keys and values of earlier steps.
     pub fn input(&mut self, name: &str) {
-        self.push(11, &Message::default().field(1, name));
+        let value = match name.starts_with("past_") {
+            true => value(name, F32, &["batch", "heads", "past", "head_dim"]),
+            false => value(name, I64, &["batch", "tokens"]),
+        };
+        self.push(11, &value);
     }
 
     /// An output of the graph.
     pub fn output(&mut self, name: &str) {
-        self.push(12, &Message::default().field(1, name));
+        self.push(12, &value(name, F32, &["batch", "tokens", "width"]));
     }
 
     /// A stored tensor.
@@ -153,6 +165,11 @@ impl OnnxWriter {
             _ => tensor(name, dims, kind, raw),
         };
         self.push(5, &message);
+    }
+
+    /// A stored tensor as a message.
+    pub fn stored(&mut self, tensor: &Message) {
+        self.push(5, tensor);
     }
 
     /// A stored tensor of F32.
