@@ -147,6 +147,29 @@ impl OnnxWriter {
         self.push(12, &value(name, F32, &["batch", "tokens", "width"]));
     }
 
+    /// An input or output of F32 whose shape is known.
+    pub fn fixed(&mut self, is_input: bool, name: &str, shape: &[usize]) {
+        let dim =
+            |shape: Message, &dim: &usize| shape.field(1, Message::default().int(1, dim as i64));
+        let shape = shape.iter().fold(Message::default(), dim);
+        let tensor = Message::default().int(1, F32).field(2, shape);
+        let kind = Message::default().field(1, tensor);
+        self.push(
+            if is_input { 11 } else { 12 },
+            &Message::default().field(1, name).field(2, kind),
+        );
+    }
+
+    /// An input of F32 with any number of rows.
+    pub fn open_rows(&mut self, name: &str, width: usize) {
+        let rows = Message::default().field(2, "rows");
+        let width = Message::default().int(1, width as i64);
+        let shape = Message::default().field(1, rows).field(1, width);
+        let tensor = Message::default().int(1, F32).field(2, shape);
+        let kind = Message::default().field(1, tensor);
+        self.push(11, &Message::default().field(1, name).field(2, kind));
+    }
+
     /// A stored tensor.
     pub fn tensor(&mut self, name: &str, dims: &[usize], kind: i64, raw: &[u8]) {
         let message = match &mut self.external {

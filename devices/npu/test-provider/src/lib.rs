@@ -10,18 +10,35 @@
 //! version 1.23 of its interface, which later versions keep.
 
 mod factory;
-mod faults;
+pub mod faults;
 mod ffi;
 mod graph;
-mod program;
+pub mod program;
 mod provider;
 
 use std::ffi::c_char;
+use std::path::PathBuf;
 
 use ort_sys::{OrtApiBase, OrtLogger, OrtStatusPtr};
 
 use factory::Factory;
 use ffi::{Api, OrtEpFactory, guarded};
+
+/// Where the library for ONNX Runtime lies when this is linked into a test: beside the program, or one
+/// folder above it.
+///
+/// # Panics
+/// If it is not there: then it was not built.
+pub fn library() -> PathBuf {
+    let name = format!(
+        "{}trefoil_npu_test_provider{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
+    let program = std::env::current_exe().expect("the system tells");
+    let mut places = program.ancestors().skip(1).take(2).map(|folder| folder.join(&name));
+    places.find(|path| path.is_file()).unwrap_or_else(|| panic!("{name} is not beside the test"))
+}
 
 /// Makes the one factory of this library.
 ///
