@@ -16,7 +16,7 @@ use ort::value::Tensor;
 use trefoil_npu_test_provider::library;
 use trefoil_tests::golden;
 use trefoil_tests::numbers::nmse;
-use trefoil_tests::onnx::Attribute::{Float, Int};
+use trefoil_tests::onnx::Attribute::{Float, Int, Ints};
 use trefoil_tests::onnx::{OnnxWriter, U8};
 
 const ROWS: usize = 4;
@@ -87,7 +87,13 @@ fn model(rows: Option<usize>, extra: Option<&str>) -> Vec<u8> {
     out.op("Mul", &["gate", "sigmoid"], "silu");
     out.op("Mul", &["silu", "up"], "gated");
     out.f32s("down_w", &[HIDDEN, WIDTH], &values(WIDTH * HIDDEN, 3));
-    out.op("MatMul", &["gated", "down_w"], "down");
+    out.op("MatMul", &["gated", "down_w"], "down_");
+    // A norm written out, which changes nothing much.
+    let last = [("axes", Ints(vec![-1])), ("keepdims", Int(1))];
+    out.node("ReduceMean", &["down_"], &["mean"], &last);
+    out.op("Sub", &["down_", "mean"], "centred");
+    out.number("least", -3.0);
+    out.op("Max", &["centred", "least"], "down");
     match extra {
         Some(op) => {
             out.op("Add", &["down", "x"], "sum");

@@ -9,7 +9,7 @@ use ort_sys::{
 };
 
 use crate::ffi::{Api, call};
-use crate::program::Shape;
+use crate::program::{Shape, reads_one};
 
 const FLOAT: ONNXTensorElementDataType =
     ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
@@ -191,6 +191,15 @@ impl Node {
             Err(_) if size == 0 && read > 0 => Ok(Some(read)),
             Err(error) => Err(error),
             Ok(()) => Ok(Some(read)),
+        }
+    }
+
+    /// The inputs that are tensors of numbers.
+    pub(crate) fn read_values(&self) -> &[Option<Value>] {
+        match self.inputs.len() {
+            0 => &[],
+            _ if reads_one(&self.op) => &self.inputs[..1],
+            _ => &self.inputs,
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Ops that are taken, by type.
-pub const OPS: [&str; 15] = [
+pub const OPS: [&str; 18] = [
     "MatMul",
     "MatMulNBits",
     "Add",
@@ -18,8 +18,16 @@ pub const OPS: [&str; 15] = [
     "SimplifiedLayerNormalization",
     "SkipSimplifiedLayerNormalization",
     "Gelu",
+    "Max",
+    "ReduceMean",
+    "Reshape",
     "Identity",
 ];
+
+/// Ops whose further inputs only say what the shapes of their tensors say too.
+pub(crate) fn reads_one(op: &str) -> bool {
+    matches!(op, "ReduceMean" | "Reshape")
+}
 
 /// A tensor's shape.
 pub(crate) type Shape = Vec<usize>;
@@ -134,7 +142,8 @@ impl Program {
             broadcast(input(0)?, input(1)?, function)
         };
         Ok(vec![match step.op.as_str() {
-            "Identity" => each(|x| x)?,
+            // The elements stay where they are: their places are said by the result's shape.
+            "Identity" | "Reshape" => each(|x| x)?,
             "Relu" => each(|x| x.max(0.0))?,
             "Sigmoid" => each(|x| 1.0 / (1.0 + (-x).exp()))?,
             "Tanh" => each(f32::tanh)?,
@@ -148,6 +157,14 @@ impl Program {
             "Sub" => both(|a, b| a - b)?,
             "Mul" => both(|a, b| a * b)?,
             "Div" => both(|a, b| a / b)?,
+            "Max" => both(f32::max)?,
+            "ReduceMean" => {
+                let (shape, values) = input(0)?;
+                let width = shape.last().copied().unwrap_or(1).max(1);
+                let mean =
+                    |row: &[f32]| row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+                values.chunks_exact(width).map(|row| mean(row) as f32).collect()
+            }
             "MatMul" => matmul(input(0)?, input(1)?)?,
             "MatMulNBits" => {
                 let zeros = match there(3) {

@@ -58,7 +58,8 @@ impl Provider {
         if self.faults.refuses(&node.op) {
             return Ok(Some("refused as asked".to_owned()));
         }
-        for value in node.inputs.iter().chain(&node.outputs).flatten() {
+        let inputs = node.read_values();
+        for value in inputs.iter().chain(&node.outputs).flatten() {
             let right = value.is_float || (value.is_constant && value.is_byte);
             if value.shape.is_none() || !right {
                 return Ok(Some(format!("{}: not a static shape of F32", value.name)));
@@ -80,6 +81,15 @@ impl Provider {
             "Gelu" => {
                 matches!(node.text(self.api, "approximate")?.as_deref(), None | Some("none"))
             }
+            // Over the last axis, which stays.
+            "ReduceMean" => match (&node.inputs[..], &node.outputs[..]) {
+                ([Some(x), ..], [Some(y)]) => {
+                    let (mut from, to) = (x.shape.clone().unwrap_or_default(), &y.shape);
+                    from.last_mut().is_some_and(|last| std::mem::replace(last, 1) > 1)
+                        && Some(&from) == to.as_ref()
+                }
+                _ => false,
+            },
             _ => true,
         };
         Ok((!plain).then(|| "not in the form that it takes".to_owned()))
@@ -219,7 +229,8 @@ impl Builder {
             };
             values.iter().map(place).collect::<Result<Vec<_>, String>>()
         };
-        let (inputs, outputs) = (places(&node.inputs)?, places(&node.outputs)?);
+        let read = node.read_values();
+        let (inputs, outputs) = (places(read)?, places(&node.outputs)?);
         let size = |name: &str| {
             node.int(api, name)
                 .map(|value| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(0))
