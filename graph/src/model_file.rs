@@ -146,7 +146,7 @@ pub enum ModelFileError {
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: OnnxError,
+        source: Box<OnnxError>,
     },
     /// A model in several parts of which one is not there.
     #[error("{}: part {number} of {count} is missing; put all parts in one folder", file.display())]

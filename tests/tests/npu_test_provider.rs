@@ -144,7 +144,7 @@ fn run(session: &mut Session, rows: usize) -> Result<Vec<f32>, String> {
 
 /// What ONNX Runtime's own kernels compute.
 fn reference(model: &[u8], rows: usize) -> Vec<f32> {
-    let builder = Session::builder(environment().expect("is here")).expect("options");
+    let mut builder = Session::builder(environment().expect("is here")).expect("options");
     let mut session = builder.commit_from_memory(model).expect("a session");
     run(&mut session, rows).expect("runs")
 }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
+use trefoil_engine::loaded::Loaded;
 use trefoil_engine::model::{Lowered, ModelOptions};
 use trefoil_graph::ops::Pooling;
 use trefoil_graph::{BlockType, LowerOptions, ModelFile, Origin, PoolingChoice};
@@ -206,4 +207,33 @@ fn encoders_of_every_form_meet_the_golden_embeddings() {
             }
         }
     }
+}
+
+/// A folder as users have it: with the tokenizer's files, it answers.
+#[test]
+fn a_decoder_folder_is_loaded_with_its_tokenizer() {
+    let golden = golden_folder("smollm").expect("the carried model is always there");
+    let model = opened(&golden);
+    let folder = tempfile::tempdir().expect("a folder");
+    write_decoder(&model, DecoderForm::plain(Numbers::F32), folder.path());
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(golden.join(name), folder.path().join(name)).expect("copies");
+    }
+    let options = exact_options("cpu0");
+    let open = |path: &Path| {
+        let name = path.to_str().expect("a plain path");
+        Loaded::open(name, backends("cpu0", true), &options, None).expect("loads")
+    };
+    let (mut onnx, mut hub) = (open(folder.path()), open(&golden));
+    assert_eq!(onnx.lowered.hyper.context, hub.lowered.hyper.context);
+    // What the configuration says of ends is heard.
+    let ends = onnx.text.tokenizer.end_tokens();
+    assert!(ends.contains(&2) && ends.contains(&3), "{ends:?}");
+    let ids = onnx.text.encode_raw("Some text of a few words");
+    assert_eq!(ids, hub.text.encode_raw("Some text of a few words"));
+    let tokens = running::greedy(&mut onnx.runner, &ids, 12);
+    assert_eq!(tokens, running::greedy(&mut hub.runner, &ids, 12));
+    // The file's name is as good as the folder's.
+    let file = opened(&folder.path().join("model.onnx"));
+    assert_eq!(file.fingerprint(), onnx.lowered.fingerprint);
 }

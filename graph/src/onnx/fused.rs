@@ -4,7 +4,8 @@
 use std::rc::Rc;
 
 use super::blocks::NBits;
-use super::plain::{group, linear};
+use super::plain::group;
+use super::products::linear;
 use super::value::{Dense, Expr, Grouped, Id, Layout, Matrix, Rotary, Value};
 use super::walk::{At, Stop};
 use crate::ops::{Nonlinearity, NormKind};

@@ -23,6 +23,7 @@ mod error;
 mod fused;
 mod parts;
 mod plain;
+mod products;
 mod proto;
 mod rope;
 mod shapes;
@@ -162,7 +163,7 @@ impl OnnxFiles {
 
 /// Puts the file's name on an error.
 fn at(file: &Path) -> impl Fn(OnnxError) -> ModelFileError {
-    |source| ModelFileError::Onnx { file: file.to_path_buf(), source }
+    |source| ModelFileError::Onnx { file: file.to_path_buf(), source: Box::new(source) }
 }
 
 fn read_genai(path: &Path) -> Result<Genai, ModelFileError> {
@@ -201,8 +202,12 @@ fn build(
             _ => continue,
         };
         if matches!(walk.arena.expr(id), Expr::Product { .. }) {
-            let decoder = Decoder::find(&walk.arena, id)?;
-            return decoder.build(&walk.constants, builder, metadata, kind);
+            match Decoder::find(&walk.arena, id) {
+                Ok(decoder) => return decoder.build(&walk.constants, builder, metadata, kind),
+                // An encoder may have a head of its own beside its hidden states.
+                Err(error) => refusals.push((name, error)),
+            }
+            continue;
         }
         let (hidden, way) = match *walk.arena.expr(id) {
             Expr::Mean(x) => (x, Some(1u32)),

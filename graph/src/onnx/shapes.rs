@@ -312,6 +312,11 @@ fn choose(at: &At<'_, '_>) -> Result<Value, Stop> {
         (Value::IsNan(id), Value::Number(_), Value::Data(data, layout)) if id == data => {
             Ok(Value::Data(data, layout))
         }
+        // Scores of padding are replaced, of which there is none.
+        (Value::Mask, Value::Number(_), Value::Data(data, Layout::Scores))
+        | (Value::Mask, Value::Data(data, Layout::Scores), Value::Number(_)) => {
+            Ok(Value::Data(data, Layout::Scores))
+        }
         (Value::Ints(_), Value::Ints(a), Value::Ints(b)) => {
             let same = |(a, b): (&Dim, &Dim)| if a == b { *a } else { Dim::Dynamic };
             if a.dims.len() != b.dims.len() {

@@ -221,8 +221,19 @@ impl Encoder<'_> {
             let root = self.number(root);
             scores = self.op("Div", &[&scores, &root]);
         }
-        let mask = self.mask();
-        let scores = self.op("Add", &[&scores, &mask]);
+        let scores = match self.form {
+            EncoderForm::Plain => {
+                let mask = self.mask();
+                self.op("Add", &[&scores, &mask])
+            }
+            _ => {
+                let (axes, zero) = (self.ints(&[1, 2]), self.ints(&[0]));
+                let wide = self.op("Unsqueeze", &["attention_mask", &axes]);
+                let hidden = self.op("Equal", &[&wide, &zero]);
+                let least = self.number(f32::MIN);
+                self.op("Where", &[&hidden, &least, &scores])
+            }
+        };
         let weights = self.name("weights");
         self.out.node("Softmax", &[&scores], &[&weights], &[("axis", Int(-1))]);
         let mixed = self.op("MatMul", &[&weights, &v]);
