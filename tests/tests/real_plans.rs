@@ -18,7 +18,7 @@ const TOKENS: usize = 24;
 /// Largest error of all logits together.
 const MOST_ERROR: f64 = 1e-4;
 
-/// "The capital of France is" in the model's tokens: any prompt does.
+/// Tokens of a prompt: any do.
 const PROMPT: [u32; 8] = [1, 504, 3575, 282, 4649, 314, 7042, 28];
 
 /// Runs of units on one device each, in each phase on others; the slow ones get few.
@@ -80,9 +80,9 @@ fn smollm2_under_forced_plans_gives_the_same_tokens() {
     assert_eq!(tokens.len() * lowered.vocabulary(), logits.len());
     let mut worst = 0.0f64;
     for seed in 0..PLANS {
-        // The reference takes a second for what others do at once: a third of the plans have it.
-        let slow = usize::from(seed % 3 == 0);
-        let mut pins = random_pins(&lowered, &[("cpu0", 16), (GPU, 6), ("ref0", slow)], seed);
+        // The reference takes a second for what others do at once: a sixth of the plans has it.
+        let slow = usize::from(seed % 6 == 0);
+        let mut pins = random_pins(&lowered, &[("cpu0", 20), (GPU, 6), ("ref0", slow)], seed);
         if !shared {
             // Keys and values lie in RAM, which a card does not address.
             for pin in pins.iter_mut().filter(|pin| pin.pattern.ends_with(".attn")) {

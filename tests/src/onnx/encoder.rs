@@ -146,9 +146,14 @@ impl Encoder<'_> {
         if self.form == EncoderForm::Fused {
             let (weight, bias) =
                 (self.vector("token_embd_norm.weight"), self.vector("token_embd_norm.bias"));
+            // These ops want integers of 32 bits.
+            for (from, to) in
+                [("input_ids", "ids"), ("token_type_ids", "types"), ("attention_mask", "mask")]
+            {
+                self.out.node("Cast", &[from], &[to], &[("to", Int(super::I32))]);
+            }
             let (name, mask) = (self.name("embedded"), self.name("mask"));
-            let inputs =
-                ["input_ids", "token_type_ids", &words, &positions, &types, &weight, &bias];
+            let inputs = ["ids", "types", &words, &positions, &types, &weight, &bias, "mask"];
             let attributes = [("epsilon", Float(self.eps))];
             self.out.node("ms.EmbedLayerNormalization", &inputs, &[&name, &mask], &attributes);
             return name;
@@ -287,7 +292,8 @@ impl Encoder<'_> {
         self.out.f32s(&bias, &[3 * width], &biases);
         let attended = self.name("attended");
         let attributes = [("num_heads", Int(self.heads as i64))];
-        self.out.node("ms.Attention", &[x, &weight, &bias], &[&attended], &attributes);
+        let inputs = [x, weight.as_str(), bias.as_str(), "mask"];
+        self.out.node("ms.Attention", &inputs, &[&attended], &attributes);
         let output = self.matrix(&role("attn_output.weight"));
         let output = self.op("MatMul", &[&attended, &output]);
         let bias = self.vector(&role("attn_output.bias"));

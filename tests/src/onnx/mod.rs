@@ -91,6 +91,8 @@ fn header(name: &str, dims: &[usize], kind: i64) -> Message {
 pub const F32: i64 = 1;
 /// Number of U8.
 pub const U8: i64 = 2;
+/// Number of I32.
+pub const I32: i64 = 6;
 /// Number of I64.
 pub const I64: i64 = 7;
 /// Number of F16.
