@@ -18,5 +18,5 @@ mod http_guard;
 mod http_load;
 mod http_stream;
 mod real;
-mod real_encoders;
+mod real_onnx;
 mod support;

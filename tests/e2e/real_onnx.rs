@@ -1,12 +1,17 @@
-//! Real sentence encoders, as ONNX models, against ONNX Runtime on the same files. Runs where
-//! `TREFOIL_REAL_MODELS` and `TREFOIL_PYTHON` name what `tests/real/fetch.sh` makes.
+//! ONNX models against ONNX Runtime on the same files: real sentence encoders, and decoders that tests
+//! write. Runs where `TREFOIL_REAL_MODELS` and `TREFOIL_PYTHON` name what `tests/real/fetch.sh` makes.
 
 use std::path::{Path, PathBuf};
 
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use trefoil_engine::text::{EncodeOptions, Tokenizer};
-use trefoil_graph::{ModelFile, Origin};
-use trefoil_tests::onnx::{EncoderForm, write_encoder};
+use trefoil_graph::{LowerOptions, ModelFile, Origin, lower};
+use trefoil_tests::golden;
+use trefoil_tests::numbers::{f32s, i64s};
+use trefoil_tests::onnx::{
+    DecoderForm, EncoderForm, Numbers, Projections, Rotation, write_decoder, write_encoder,
+};
 
 use crate::clients::{python, run_script};
 use crate::support::encoder::copy_tokenizer;
@@ -66,4 +71,47 @@ fn sentence_encoders_agree_with_onnx_runtime() {
     let server = Server::of(&paths, &[]);
     let facts = json!({"url": format!("http://{}/v1", server.address), "cases": cases});
     run_script(&python, "onnx_embeddings.py", &facts);
+}
+
+/// Decoders that tests are made with are what ONNX Runtime takes them for: it computes the golden logits
+/// from them.
+#[test]
+fn written_decoders_are_decoders_to_onnx_runtime() {
+    let (Some(_), Some(python)) = (models(), python()) else { return };
+    let scratch = tempfile::tempdir().expect("a folder");
+    let data = golden::data();
+    let quants = |name: &str| data.join("quants").join(name);
+    let llama = data.join("models/llama");
+    let plain = DecoderForm::plain(Numbers::F32);
+    let packed = DecoderForm { projections: Projections::Packed, ..plain };
+    let apart = DecoderForm { rotation: Rotation::Apart, external: true, ..plain };
+    let blocks = DecoderForm::plain(Numbers::Blocks);
+    let rows = [
+        ("plain", &llama, &llama.join("golden.safetensors"), plain, 1e-9),
+        ("packed", &llama, &llama.join("golden.safetensors"), packed, 1e-9),
+        ("apart", &llama, &llama.join("golden.safetensors"), apart, 1e-9),
+        ("codes", &quants("Q4_0.gguf"), &quants("Q4_0.golden.safetensors"), blocks, 1e-9),
+    ];
+    let cases: Vec<Value> = rows
+        .into_iter()
+        .map(|(name, model, golden, form, most)| {
+            let folder = scratch.path().join(name);
+            write_decoder(&ModelFile::open(model).expect("opens"), form, &folder);
+            let (hyper, _) =
+                lower(&ModelFile::open(&folder).expect("opens"), LowerOptions::default())
+                    .expect("lowers");
+            let bytes = std::fs::read(golden).expect("golden file");
+            let tensors = SafeTensors::deserialize(&bytes).expect("golden tensors");
+            json!({
+                "file": folder.join("model.onnx"),
+                "ids": i64s(&tensors, "ids"),
+                "logits": f32s(&tensors, "logits"),
+                "layers": hyper.layers,
+                "kv_heads": hyper.kv_heads,
+                "head_dim": hyper.head_dim,
+                "most": most,
+            })
+        })
+        .collect();
+    run_script(&python, "onnx_logits.py", &json!({"cases": cases}));
 }
