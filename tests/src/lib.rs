@@ -9,5 +9,7 @@ pub mod memory;
 pub mod mutation;
 pub mod npu;
 pub mod numbers;
+pub mod onnx;
 pub mod running;
+pub mod tally;
 pub mod touch;

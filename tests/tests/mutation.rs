@@ -1,80 +1,18 @@
 //! Damaged model files: every one opens or is refused, without a panic, in bounded memory and time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use trefoil_graph::gguf::{self, TensorSpec};
 use trefoil_graph::metadata::{Array, Metadata, Value};
-use trefoil_graph::{BlockType, ModelFile, ModelFileError, Storage};
+use trefoil_graph::{BlockType, ModelFile, Storage};
 use trefoil_tests::golden;
-use trefoil_tests::memory::{Counting, peak_of};
+use trefoil_tests::memory::Counting;
 use trefoil_tests::mutation::{SplitMix64, damaged};
-use trefoil_tests::touch::touch;
+use trefoil_tests::tally::{FACTOR, Tally, WORST_FACTOR};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// Memory an opening may take: so many times its input, and a fixed part for names and paths.
-const FACTOR: usize = 16;
-const FIXED: usize = 16 << 10;
-/// The same for input made to take as much as possible. Three bytes of JSON (`{},`) become a value
-/// of 72, and a growing list holds two copies.
-const WORST_FACTOR: usize = 96;
-
-/// Far above what any opening takes, so that only a runaway loop exceeds it.
-const LIMIT: Duration = Duration::from_secs(10);
-
-#[derive(Default)]
-struct Tally {
-    opened: usize,
-    /// Of those opened.
-    lowered: usize,
-    refused: usize,
-    /// Most bytes that one opening took.
-    peak: usize,
-}
-
-impl Tally {
-    /// Opens one damaged model and uses all that is in it.
-    fn one(
-        &mut self,
-        what: &str,
-        seed: u64,
-        input: usize,
-        open: impl FnOnce() -> Result<ModelFile, ModelFileError>,
-    ) {
-        self.bounded(what, seed, FACTOR * input + FIXED, open);
-    }
-
-    fn bounded(
-        &mut self,
-        what: &str,
-        seed: u64,
-        bound: usize,
-        open: impl FnOnce() -> Result<ModelFile, ModelFileError>,
-    ) {
-        let start = Instant::now();
-        let (result, peak) =
-            peak_of(|| catch_unwind(AssertUnwindSafe(|| open().map(|model| touch(&model)))));
-        let took = start.elapsed();
-        assert!(peak <= bound, "{what}, seed {seed}: {peak} bytes of at most {bound}");
-        assert!(took < LIMIT, "{what}, seed {seed}: {took:?}");
-        self.peak = self.peak.max(peak);
-        match result {
-            Ok(Ok(lowered)) => {
-                self.opened += 1;
-                self.lowered += usize::from(lowered);
-            }
-            Ok(Err(error)) => {
-                assert!(!error.to_string().is_empty());
-                self.refused += 1;
-            }
-            Err(_) => panic!("{what}: panics with seed {seed}"),
-        }
-    }
-}
 
 /// A whole model of one block, with metadata of all sorts and tensors of several types.
 fn gguf_seed() -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! BERT encoders for embeddings: norms after the blocks, attention in both directions, pooling.
 
+use crate::hyper::HyperError;
 use crate::lowering::{LowerError, Lowering, PoolingChoice};
 use crate::ops::{Activation, Embed, Nonlinearity, NormKind, Normalise, Pool, Pooling};
 use crate::{NodeIndex, UnitKind};
@@ -37,10 +38,23 @@ fn block(model: &mut Lowering<'_>, layer: usize, x: NodeIndex) -> Result<NodeInd
     let y = model.norm(&role("attn_output_norm"), NormKind::Layer, y, embedding)?;
     model.graph.begin_unit(UnitKind::Ffn, Some(layer));
     let up = model.linear(&role("ffn_up"), y, ffn)?;
-    let up = model.push(role("ffn_act"), Activation { function: Nonlinearity::GeluErf }, &[up])?;
+    let up = model.push(role("ffn_act"), Activation { function: activation(model)? }, &[up])?;
     let down = model.linear(&role("ffn_down"), up, embedding)?;
     let sum = model.add(role("ffn_residual"), down, y)?;
     model.norm(&role("layer_output_norm"), NormKind::Layer, sum, embedding)
+}
+
+/// The exact GELU, unless `bert.activation` says `gelu_tanh`.
+fn activation(model: &Lowering<'_>) -> Result<Nonlinearity, LowerError> {
+    match model.keys()?.text("activation")? {
+        None | Some("gelu") => Ok(Nonlinearity::GeluErf),
+        Some("gelu_tanh") => Ok(Nonlinearity::GeluTanh),
+        Some(other) => Err(LowerError::Hyper(HyperError::Range {
+            key: "bert.activation".to_owned(),
+            expected: "gelu or gelu_tanh".to_owned(),
+            got: other.to_owned(),
+        })),
+    }
 }
 
 fn head(model: &mut Lowering<'_>, x: NodeIndex) -> Result<NodeIndex, LowerError> {

@@ -14,7 +14,7 @@ const LOCAL_BASE: f32 = 10_000.0;
 pub(super) fn lower(model: &mut Lowering<'_>) -> Result<NodeIndex, LowerError> {
     // Hugging Face files store `weight - 1`, GGUF files the weight.
     model.norm_offset = match model.file.origin {
-        Origin::HuggingFace => 1.0,
+        Origin::HuggingFace | Origin::Onnx => 1.0,
         Origin::Gguf => 0.0,
     };
     let keys = model.keys()?;

@@ -95,6 +95,19 @@ pub(crate) fn open(
     let path = folder.join("config.json");
     let table = read_table(&path)?;
     let (architecture, mut metadata) = config::read(Fields::new(&table)).map_err(at(&path))?;
+    extras(folder, &mut metadata)?;
+    let mut model = Model { architecture, tensors: BTreeMap::new(), origins: BTreeMap::new() };
+    match weights {
+        Weights::Whole(file) => {
+            model.add(file)?;
+        }
+        Weights::Sharded(index) => shards(folder, index, &mut model)?,
+    }
+    Ok((metadata, model.tensors))
+}
+
+/// Adds what other files of a folder say about any model in it: tokens that end a reply, pooling.
+pub(crate) fn extras(folder: &Path, metadata: &mut Metadata) -> Result<(), ModelFileError> {
     type Extra = fn(Fields<'_>, &mut Metadata) -> Result<(), HuggingFaceError>;
     let extras: [(&str, Extra); 2] = [
         ("generation_config.json", config::generation),
@@ -104,17 +117,10 @@ pub(crate) fn open(
         let path = folder.join(file);
         if path.is_file() {
             let table = read_table(&path)?;
-            read(Fields::new(&table), &mut metadata).map_err(at(&path))?;
+            read(Fields::new(&table), metadata).map_err(at(&path))?;
         }
     }
-    let mut model = Model { architecture, tensors: BTreeMap::new(), origins: BTreeMap::new() };
-    match weights {
-        Weights::Whole(file) => {
-            model.add(file)?;
-        }
-        Weights::Sharded(index) => shards(folder, index, &mut model)?,
-    }
-    Ok((metadata, model.tensors))
+    Ok(())
 }
 
 /// Metadata of a `config.json`, and names and shapes of the tensors that its model has.

@@ -15,7 +15,7 @@ pub use dot::dot;
 pub use parts::{OpReport, Part, UnitReport, WeightReport};
 
 use crate::ops::OpCost;
-use crate::{BlockType, Hyper, LayerGraph, ModelFile, StepShape};
+use crate::{BlockType, Hyper, LayerGraph, ModelFile, Origin, StepShape};
 
 /// Budgets that every report answers for, in GiB: the sizes of memory that machines have.
 pub const COMMON_BUDGETS_GIB: [u64; 6] = [8, 16, 24, 32, 64, 96];
@@ -48,6 +48,8 @@ pub struct Report {
     pub bits_per_weight: f64,
     /// Tensors by type, the type with most bytes first.
     pub types: Vec<TypeReport>,
+    /// Bytes of weights that are copies, because the file has them in another layout (ONNX models).
+    pub copied: Bytes,
     /// Number of ops.
     pub ops: usize,
     /// Number of units.
@@ -157,6 +159,7 @@ impl Report {
             parameters,
             bits_per_weight: 8.0 * weights.0 as f64 / parameters.max(1) as f64,
             types,
+            copied: copied(file),
             ops: graph.nodes().count(),
             units: graph.units().len(),
             parts: parts::parts(graph),
@@ -212,6 +215,15 @@ fn steps(hyper: &Hyper, graph: &LayerGraph, options: InspectOptions) -> Vec<Step
         }
     };
     shapes.into_iter().map(step).collect()
+}
+
+/// What an ONNX model says of its copies.
+fn copied(file: &ModelFile) -> Bytes {
+    let said = match file.origin {
+        Origin::Onnx => file.metadata.u64("onnx.copied_bytes").ok().flatten(),
+        _ => None,
+    };
+    Bytes(said.unwrap_or(0))
 }
 
 impl MemoryReport {

@@ -41,6 +41,10 @@ impl Report {
                 self.units
             ),
         );
+        if self.copied.0 > 0 {
+            let text = format!("{} of it copied: the file has it in another layout", self.copied);
+            line(out, &text);
+        }
         let mut facts = vec![
             format!("{} layers", hyper.layers),
             format!("width {}", hyper.embedding),

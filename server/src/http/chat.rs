@@ -26,7 +26,7 @@ use super::state::{AppState, ServedModel};
 type Tagged = (u32, Update);
 
 /// Reads a body within the limits of size and time.
-async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
     let most = state.options.max_body;
     let reading = axum::body::to_bytes(body, most);
     match tokio::time::timeout(state.options.body_timeout, reading).await {
@@ -58,8 +58,7 @@ impl Job {
         let request = ChatRequest::read(body, options.max_n, options.strict_fields)?;
         let model = find(state, &request.model)?;
         if !model.generative {
-            let message = format!("The model '{}' makes embeddings and cannot chat.", model.id);
-            return Err(ApiError::field("unsupported_value", "model", message));
+            return Err(cannot_chat(model));
         }
         let rendered = model
             .text
@@ -89,6 +88,7 @@ impl Job {
         state: &Arc<AppState>,
         model: &ServedModel,
     ) -> Result<UnboundedReceiver<Tagged>, ApiError> {
+        let service = model.service().ok_or_else(|| cannot_chat(model))?;
         let (sender, receiver) = unbounded_channel();
         for choice in 0..self.request.n {
             let sender = sender.clone();
@@ -112,7 +112,7 @@ impl Job {
                 }
                 heard
             });
-            model.service.submit(request, sink).map_err(|error| match error {
+            service.submit(request, sink).map_err(|error| match error {
                 SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
                 _ => ApiError {
                     retry_after: Some(1),
@@ -128,7 +128,12 @@ impl Job {
     }
 }
 
-fn find<'a>(state: &'a AppState, name: &str) -> Result<&'a ServedModel, ApiError> {
+fn cannot_chat(model: &ServedModel) -> ApiError {
+    let message = format!("The model '{}' makes embeddings and cannot chat.", model.id);
+    ApiError::field("unsupported_value", "model", message)
+}
+
+pub(super) fn find<'a>(state: &'a AppState, name: &str) -> Result<&'a ServedModel, ApiError> {
     state.model(name).ok_or_else(|| unknown_model(state, name))
 }
 
@@ -254,7 +259,7 @@ pub(crate) async fn create(
 
 /// The names of ignored fields as a header's value: escaped where a header could not hold them, and
 /// cut where they are many.
-fn ignored_header(names: &[String]) -> Option<HeaderValue> {
+pub(super) fn ignored_header(names: &[String]) -> Option<HeaderValue> {
     const MOST_BYTES: usize = 1024;
     let mut text = String::new();
     for name in names {

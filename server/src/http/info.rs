@@ -24,7 +24,7 @@ fn describe(model: &ServedModel) -> Value {
             "context_length": model.context,
             "max_context_length": model.max_context,
             "size_bytes": model.bytes,
-            "capabilities": if model.generative { vec!["chat"] } else { Vec::new() },
+            "capabilities": if model.generative { vec!["chat"] } else { vec!["embeddings"] },
             "plan_version": 1,
         },
     })

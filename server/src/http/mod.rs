@@ -3,6 +3,7 @@
 mod answer;
 mod chat;
 mod chat_request;
+mod embeddings;
 mod error;
 mod fields;
 mod guard;
@@ -29,6 +30,7 @@ pub(crate) use state::{AppState, ServedModel, ServerOptions};
 pub(crate) fn router(state: Arc<AppState>) -> Router {
     let api = Router::new()
         .route("/chat/completions", post(chat::create))
+        .route("/embeddings", post(embeddings::create))
         .route("/models", get(info::models))
         .route("/models/{*id}", get(info::model))
         .route("/health", get(info::health));

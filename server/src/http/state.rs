@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trefoil_devices_api::{Device, Phase};
+use trefoil_engine::embedding::Embedder;
 use trefoil_engine::loaded::{Loaded, TextSide};
 use trefoil_engine::service::Service;
 use trefoil_graph::Origin;
@@ -58,12 +59,18 @@ impl Default for ServerOptions {
     }
 }
 
+/// What a model does.
+enum Work {
+    Replies(Service),
+    Embeddings(Embedder),
+}
+
 /// A model that is served.
 pub(crate) struct ServedModel {
     pub(crate) id: String,
     /// More names that requests may use.
     aliases: Vec<String>,
-    pub(crate) service: Service,
+    work: Work,
     pub(crate) text: Arc<TextSide>,
     pub(crate) plan: Plan,
     pub(crate) prefill_devices: Vec<String>,
@@ -117,6 +124,7 @@ impl ServedModel {
             format: match file.origin {
                 Origin::Gguf => "gguf",
                 Origin::HuggingFace => "safetensors",
+                Origin::Onnx => "onnx",
             },
             architecture: loaded.lowered.hyper.architecture.clone(),
             fingerprint: format!("fp_{}", &class.to_hex()[..16]),
@@ -124,7 +132,11 @@ impl ServedModel {
             created: super::id::unix_time(),
             took: loaded.took,
             plan: loaded.plan.clone(),
-            service: Service::start(loaded.runner, loaded.text, queue)?,
+            work: if loaded.lowered.hyper.causal {
+                Work::Replies(Service::start(loaded.runner, loaded.text, queue)?)
+            } else {
+                Work::Embeddings(Embedder::start(loaded.runner, queue)?)
+            },
             id,
             aliases: Vec::new(),
             prefill_devices,
@@ -137,6 +149,22 @@ impl ServedModel {
     /// The same with more names that requests may use.
     pub(crate) fn with_aliases(self, aliases: Vec<String>) -> Self {
         Self { aliases, ..self }
+    }
+
+    /// What makes replies, if it is a model that does.
+    pub(crate) fn service(&self) -> Option<&Service> {
+        match &self.work {
+            Work::Replies(service) => Some(service),
+            Work::Embeddings(_) => None,
+        }
+    }
+
+    /// What makes embeddings, if it is a model that does.
+    pub(crate) fn embedder(&self) -> Option<&Embedder> {
+        match &self.work {
+            Work::Replies(_) => None,
+            Work::Embeddings(embedder) => Some(embedder),
+        }
     }
 
     /// Is it meant by this name?
@@ -169,7 +197,8 @@ impl AppState {
         let metrics = &self.metrics;
         for model in &self.models {
             let id = model.id.as_str();
-            let load = model.service.load();
+            let Some(service) = model.service() else { continue };
+            let load = service.load();
             metrics.requests_waiting.with_label_values(&[id]).set(load.waiting() as f64);
             metrics.requests_running.with_label_values(&[id]).set(load.running() as f64);
             let (used, total) = load.kv_pages();
@@ -207,8 +236,10 @@ impl AppState {
                     metrics.placement_units.with_label_values(&labels).set(units as f64);
                 }
             }
-            let capacity = metrics.queue_capacity.with_label_values::<&str>(&[]);
-            capacity.set(model.service.capacity() as f64);
+            if let Some(service) = model.service() {
+                let capacity = metrics.queue_capacity.with_label_values::<&str>(&[]);
+                capacity.set(service.capacity() as f64);
+            }
         }
         for device in &self.devices {
             let info = device.info();

@@ -63,6 +63,10 @@ pub(super) fn load(folder: &Path) -> Result<Inner, TokenizerError> {
     for name in ["generation_config.json", "config.json"] {
         declared.extend(end_ids(&optional(&folder.join(name))?, vocabulary.len()));
     }
+    let genai = optional(&folder.join("genai_config.json"))?;
+    if let Some(Value::Object(model)) = genai.get("model") {
+        declared.extend(end_ids(model, vocabulary.len()));
+    }
     let ends = end_tokens::find(&mut vocabulary, &declared);
     let specials = Specials::new(added::specials(&description, &vocabulary))?;
     let surface = added::surface(&description);
