@@ -1,0 +1,420 @@
+//! Many requests on one model: what each gets is what it would get alone.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use trefoil_engine::backends::{BackendOptions, Backends};
+use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
+use trefoil_engine::kv::PageCounts;
+use trefoil_engine::loaded::Loaded;
+use trefoil_engine::model::ModelOptions;
+use trefoil_engine::service::{Meters, Order, Service, ServiceError, ServiceOptions, Update};
+use trefoil_engine::text::sampling::SamplingParams;
+use trefoil_kernels::cases::Random;
+use trefoil_telemetry::Metrics;
+use trefoil_tests::golden;
+
+const SOON: Duration = Duration::from_secs(120);
+
+fn load(name: &str, options: &ModelOptions) -> Loaded {
+    static BACKENDS: LazyLock<Backends> =
+        LazyLock::new(|| Backends::detect(BackendOptions::default()));
+    let options = ModelOptions { device: Some("cpu0".to_owned()), ..options.clone() };
+    Loaded::open(name, &BACKENDS, &options, None).expect("loads")
+}
+
+/// A service on the demo model with room for this many tokens.
+fn serve(kv_tokens: usize, options: ServiceOptions) -> (Service, Metrics) {
+    serve_model("demo", kv_tokens, options)
+}
+
+fn serve_model(name: &str, kv_tokens: usize, options: ServiceOptions) -> (Service, Metrics) {
+    let model = ModelOptions {
+        decode_batch: options.sequences.min(4),
+        context: Some(256),
+        kv_tokens: Some(kv_tokens),
+        ..ModelOptions::default()
+    };
+    let metrics = Metrics::default();
+    let options = ServiceOptions { meters: Some(Meters::new(&metrics, "demo")), ..options };
+    let loaded = load(name, &model);
+    (Service::start(loaded.runner, loaded.text, options).expect("starts"), metrics)
+}
+
+fn request(prompt: Vec<u32>, temperature: f32, seed: i64, max_tokens: usize) -> Request {
+    let mut sampling = SamplingParams::default();
+    sampling.temperature = temperature;
+    // Replies as long as they may be, whatever the model would like to say.
+    sampling.ignore_eos = true;
+    Request { prompt, sampling, max_tokens: Some(max_tokens), stop: Vec::new(), seed }
+}
+
+/// Some requests with prompts of many lengths, greedy and not.
+fn requests(count: usize, seed: u64) -> Vec<Request> {
+    let mut random = Random::new(seed);
+    let mut below = |most: u64| random.bits() % most;
+    let requests = (0..count).map(|index| {
+        let len = 1 + below(if index % 4 == 0 { 120 } else { 20 });
+        let prompt = (0..len).map(|_| 10 + below(200) as u32).collect();
+        let temperature = [0.0, 1.0, 0.7][below(3) as usize];
+        request(prompt, temperature, below(1000) as i64, 1 + below(90) as usize)
+    });
+    requests.collect()
+}
+
+/// What one reply was told.
+#[derive(Debug, Default)]
+struct Reply {
+    tokens: Vec<u32>,
+    text: String,
+    end: Option<Result<Summary, ServiceError>>,
+}
+
+impl Reply {
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::PromptRead(_) => {}
+            Event::Token { id, text, .. } => {
+                self.tokens.push(id);
+                self.text.push_str(&text);
+            }
+            Event::Text(text) => self.text.push_str(&text),
+        }
+    }
+
+    fn summary(&self) -> &Summary {
+        self.end.as_ref().expect("it ended").as_ref().expect("it went well")
+    }
+}
+
+/// A request that was sent.
+struct Sent {
+    updates: Receiver<(u32, Update)>,
+    choices: u32,
+    cancel: Cancel,
+}
+
+fn send(service: &Service, order: Order) -> Sent {
+    let (sender, updates) = channel();
+    let choices = order.choices;
+    let sink = Box::new(move |choice, update| sender.send((choice, update)).is_ok());
+    let cancel = service.submit(order, sink).expect("there is room");
+    Sent { updates, choices, cancel }
+}
+
+impl Sent {
+    /// Waits for the end of all replies.
+    fn replies(self) -> Vec<Reply> {
+        let mut replies: Vec<Reply> = (0..self.choices).map(|_| Reply::default()).collect();
+        while replies.iter().any(|reply| reply.end.is_none()) {
+            let (choice, update) = self.updates.recv_timeout(SOON).expect("an answer");
+            let reply = &mut replies[choice as usize];
+            match update {
+                Update::Started(_) => {}
+                Update::Event(event) => reply.take(event),
+                Update::Done(end) => reply.end = Some(end),
+            }
+        }
+        replies
+    }
+
+    fn reply(self) -> Reply {
+        self.replies().remove(0)
+    }
+
+    /// Waits for the first token.
+    fn first_token(&self) {
+        loop {
+            let (_, update) = self.updates.recv_timeout(SOON).expect("an answer");
+            if matches!(update, Update::Event(Event::Token { .. })) {
+                return;
+            }
+        }
+    }
+}
+
+/// What a request gets from a runner of its own.
+fn alone(loaded: &mut Loaded, request: &Request) -> Reply {
+    let mut reply = Reply::default();
+    let summary =
+        generate(&mut loaded.runner, &loaded.text, request, &Cancel::default(), &mut |event| {
+            reply.take(event);
+            true
+        });
+    reply.end = Some(Ok(summary.expect("runs")));
+    reply
+}
+
+fn value(metrics: &Metrics, sample: &str) -> f64 {
+    let text = metrics.render();
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+#[test]
+fn a_reply_is_the_same_alone_and_in_any_mix() {
+    same_in_any_mix("demo");
+}
+
+#[test]
+fn a_reply_of_another_model_is_the_same_alone_and_in_any_mix() {
+    let folder = golden::data().join("models/smollm");
+    same_in_any_mix(&folder.to_string_lossy());
+}
+
+fn same_in_any_mix(name: &str) {
+    let requests = requests(24, 3);
+    let mut model = load(name, &ModelOptions { context: Some(256), ..ModelOptions::default() });
+    let want: Vec<Reply> = requests.iter().map(|request| alone(&mut model, request)).collect();
+    // Much room, little room (sequences give way to others), one at a time; with and without a cache of
+    // beginnings; chunks as small as they get.
+    for (kv_tokens, sequences, prefix_cache, inter_token) in [
+        (4096, 8, true, Duration::from_millis(100)),
+        (256, 8, true, Duration::ZERO),
+        (256, 5, false, Duration::ZERO),
+        (256, 1, true, Duration::ZERO),
+    ] {
+        let options =
+            ServiceOptions { sequences, prefix_cache, inter_token, ..ServiceOptions::default() };
+        let (service, metrics) = serve_model(name, kv_tokens, options);
+        let mut random = Random::new(kv_tokens as u64 + sequences as u64);
+        let mut order: Vec<usize> = (0..requests.len()).collect();
+        order.sort_by_cached_key(|_| random.bits());
+        let mut sent = BTreeMap::new();
+        for index in order {
+            sent.insert(index, send(&service, Order::new(requests[index].clone())));
+            std::thread::sleep(Duration::from_millis(random.bits() % 20));
+        }
+        for (index, sent) in sent {
+            let (got, want) = (sent.reply(), &want[index]);
+            assert_eq!(got.tokens, want.tokens, "{kv_tokens} tokens, {sequences} sequences");
+            assert_eq!(got.text, want.text);
+            let (got, want) = (got.summary(), want.summary());
+            assert_eq!(got.finish, want.finish);
+            assert_eq!(got.prompt_tokens, want.prompt_tokens);
+            assert_eq!(got.generated_tokens, want.generated_tokens);
+        }
+        let PageCounts { used, cached, free } = service.load().pages();
+        assert_eq!((used, service.load().running(), service.waiting()), (0, 0, 0));
+        assert_eq!(cached + free, kv_tokens / 16);
+        assert!(prefix_cache || cached == 0);
+        let preempted =
+            value(&metrics, "trefoil_preemptions_total{model=\"demo\",reason=\"kv_pages\"}");
+        assert_eq!(preempted > 0.0, kv_tokens == 256 && sequences > 1, "{preempted}");
+        let made: usize = want.iter().map(|reply| reply.tokens.len()).sum();
+        let total = value(&metrics, "trefoil_generated_tokens_total{model=\"demo\"}");
+        assert_eq!(total, made as f64);
+        let steps = value(&metrics, "trefoil_batch_sequences_sum{model=\"demo\",phase=\"decode\"}");
+        // Every token but the first of a reply is of a row of a decode step, or was read again.
+        let rows = (made - want.len()) as f64;
+        assert!(if preempted == 0.0 { steps == rows } else { steps <= rows }, "{steps} {rows}");
+    }
+}
+
+#[test]
+fn a_beginning_that_came_before_is_not_read_again() {
+    let (service, metrics) = serve(2048, ServiceOptions::default());
+    let common: Vec<u32> = (0..100).map(|n| 20 + n % 77).collect();
+    let ask = |tail: &[u32], cache: bool| {
+        let prompt = [&common[..], tail].concat();
+        let order = Order { cache, ..Order::new(request(prompt, 0.0, 1, 6)) };
+        send(&service, order).reply()
+    };
+    let first = ask(&[1, 2, 3], true);
+    assert_eq!(first.summary().cached_tokens, 0);
+    // Six full pages are alike.
+    let second = ask(&[4, 5], true);
+    assert_eq!(second.summary().cached_tokens, 96);
+    // 103 tokens of the first prompt and 5 made ones are in pages, of which 6 are full; nothing of a
+    // request that does not want it.
+    let again = ask(&[1, 2, 3], true);
+    assert_eq!(again.summary().cached_tokens, 96);
+    assert_eq!(again.tokens, first.tokens);
+    let without = ask(&[1, 2, 3], false);
+    assert_eq!((without.summary().cached_tokens, without.tokens), (0, first.tokens.clone()));
+    // What was generated is a beginning too: a conversation goes on behind it.
+    let prompt = [&common[..], &[1, 2, 3], &first.tokens[..], &[9, 9, 9, 9]].concat();
+    let reply = send(&service, Order::new(request(prompt, 0.0, 1, 30))).reply();
+    assert_eq!(reply.summary().cached_tokens, 96);
+    let all = [&common[..], &[1, 2, 3], &first.tokens[..], &[9, 9, 9, 9], &reply.tokens[..], &[7]];
+    let next = send(&service, Order::new(request(all.concat(), 0.0, 1, 2))).reply();
+    // All but the last made token were fed.
+    let fed = 100 + 3 + 6 + 4 + 29;
+    assert_eq!(next.summary().cached_tokens, fed / 16 * 16);
+    // A whole prompt that was read before: its last token is read for the output.
+    let short: Vec<u32> = (0..64).map(|n| 200 + n).collect();
+    let twice = [0, 48].map(|cached| {
+        let reply = send(&service, Order::new(request(short.clone(), 0.0, 1, 3))).reply();
+        assert_eq!(reply.summary().cached_tokens, cached);
+        reply.tokens
+    });
+    assert_eq!(twice[0], twice[1]);
+    let sources = ["computed", "cached"].map(|source| {
+        value(
+            &metrics,
+            &format!("trefoil_prompt_tokens_total{{model=\"demo\",source=\"{source}\"}}"),
+        )
+    });
+    let cached = (96 * 3 + fed / 16 * 16 + 48) as f64;
+    assert_eq!(sources[1], cached);
+    assert_eq!(value(&metrics, "trefoil_prefix_cache_hit_tokens_total{model=\"demo\"}"), cached);
+    let all = (103 * 3 + 102 + 113 + all.concat().len() + 128) as f64;
+    assert_eq!(sources[0] + sources[1], all);
+    let asked = value(&metrics, "trefoil_prefix_cache_query_tokens_total{model=\"demo\"}");
+    assert_eq!(asked, all - 103.0, "one did not ask");
+}
+
+#[test]
+fn replies_to_one_prompt_share_its_pages() {
+    let mut model = load("demo", &ModelOptions { context: Some(256), ..ModelOptions::default() });
+    let one = request((0..150).map(|n| 30 + n % 50).collect(), 1.0, 5, 12);
+    for prefix_cache in [true, false] {
+        // Room for two prompts, not for three: but pages are shared.
+        let options = ServiceOptions { sequences: 8, prefix_cache, ..ServiceOptions::default() };
+        let (service, metrics) = serve(320, options);
+        let replies = send(&service, Order { choices: 4, ..Order::new(one.clone()) }).replies();
+        let first = alone(&mut model, &one);
+        assert_eq!(replies[0].tokens, first.tokens);
+        let others = replies[1..].iter().filter(|reply| reply.tokens != replies[0].tokens);
+        assert_eq!(others.count(), 3, "each has random numbers of its own");
+        let prompts =
+            value(&metrics, "trefoil_prompt_tokens_total{model=\"demo\",source=\"computed\"}");
+        assert_eq!(prompts, 150.0, "the prompt counts once");
+        let read = value(&metrics, "trefoil_batch_tokens_sum{model=\"demo\",phase=\"prefill\"}");
+        assert!(read <= 150.0 + 3.0 * 16.0, "{read} tokens were read");
+        let preempted =
+            value(&metrics, "trefoil_preemptions_total{model=\"demo\",reason=\"kv_pages\"}");
+        assert_eq!(preempted, 0.0);
+        assert_eq!(service.load().pages().used, 0);
+    }
+}
+
+#[test]
+fn whoever_ends_does_not_disturb_the_others() {
+    let (service, metrics) = serve(2048, ServiceOptions::default());
+    let want = send(&service, Order::new(request(vec![50, 51, 52], 0.0, 1, 100))).reply();
+    let calm = send(&service, Order::new(request(vec![50, 51, 52], 0.0, 1, 100)));
+    calm.first_token();
+    // One whose listener panics, in the middle and at the end.
+    let mut heard = 0;
+    let sink = Box::new(move |_, _| {
+        heard += 1;
+        assert!(heard < 5, "this listener panics");
+        true
+    });
+    service.submit(Order::new(request(vec![60, 61], 0.0, 1, 100)), sink).expect("there is room");
+    // One that is cancelled, one that nobody listens to, one that cannot be.
+    let cancelled = send(&service, Order::new(request(vec![70, 71], 0.0, 1, 200)));
+    cancelled.first_token();
+    cancelled.cancel.cancel();
+    let end = cancelled.reply();
+    assert_eq!(end.summary().finish, Finish::Cancelled);
+    drop(send(&service, Order::new(request(vec![80, 81], 0.0, 1, 200))));
+    for prompt in [vec![], vec![9_999_999], vec![1; 300]] {
+        let reply = send(&service, Order::new(request(prompt, 0.0, 1, 5))).reply();
+        assert!(matches!(reply.end, Some(Err(ServiceError::Generate(_)))), "{reply:?}");
+    }
+    let mut invalid = request(vec![1], 0.0, 1, 5);
+    invalid.sampling.top_p = 7.0;
+    let reply = send(&service, Order { choices: 2, ..Order::new(invalid) }).replies().remove(1);
+    assert!(matches!(reply.end, Some(Err(ServiceError::Generate(_)))), "{reply:?}");
+    let got = calm.reply();
+    assert_eq!(got.tokens[..], want.tokens[1..], "its first token was heard before");
+    let again = send(&service, Order::new(request(vec![50, 51, 52], 0.0, 1, 100))).reply();
+    assert_eq!(again.tokens, want.tokens);
+    assert_eq!(service.load().pages().used, 0);
+    let ends = ["length", "cancelled", "error", "stop"].map(|outcome| {
+        value(&metrics, &format!("trefoil_requests_total{{model=\"demo\",outcome=\"{outcome}\"}}"))
+    });
+    // Of those that cannot be there are three, and two replies to the last.
+    assert_eq!(ends, [3.0, 3.0, 5.0, 0.0]);
+}
+
+#[test]
+fn the_queue_knows_priorities_and_limits_of_time() {
+    let options = ServiceOptions {
+        sequences: 1,
+        queue_timeout: Some(Duration::from_millis(300)),
+        ..ServiceOptions::default()
+    };
+    let (service, metrics) = serve(2048, options);
+    let long = || request(vec![50, 51], 0.0, 1, 250);
+    let running = send(&service, Order::new(long()));
+    running.first_token();
+    let (sender, ended) = channel();
+    let submit = |priority| {
+        let sender = sender.clone();
+        let sink = Box::new(move |_, update| {
+            if let Update::Started(_) = update {
+                sender.send(priority).expect("the test listens");
+            }
+            true
+        });
+        let order = Order { priority, ..Order::new(request(vec![5, 6], 0.0, 1, 1)) };
+        service.submit(order, sink).expect("there is room");
+    };
+    [0, -3, 10, 0, 2].into_iter().for_each(submit);
+    assert_eq!(service.waiting(), 5);
+    let gone = send(&service, Order::new(long()));
+    gone.cancel.cancel();
+    assert!(matches!(gone.reply().end, Some(Err(ServiceError::Cancelled))));
+    running.cancel.cancel();
+    let order: Vec<i32> =
+        (0..5).map(|_| ended.recv_timeout(SOON).expect("each has its turn")).collect();
+    assert_eq!(order, [10, 2, 0, 0, -3]);
+    // A limit of the request's whole time counts in the queue and out of it.
+    let limit = Duration::from_millis(100);
+    let limited = Order { time_limit: Some(limit), ..Order::new(long()) };
+    // Slow enough on any machine: tokens are told one by one to a listener that takes its time.
+    let slow = |order: Order| {
+        let (sender, updates) = channel();
+        let choices = order.choices;
+        let sink = Box::new(move |choice, update| {
+            if matches!(update, Update::Event(Event::Token { .. })) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            sender.send((choice, update)).is_ok()
+        });
+        let cancel = service.submit(order, sink).expect("there is room");
+        Sent { updates, choices, cancel }
+    };
+    let blocking = slow(Order::new(long()));
+    blocking.first_token();
+    let waits = send(&service, limited.clone());
+    let waits_too_long = send(&service, Order::new(long()));
+    assert!(matches!(waits.reply().end, Some(Err(ServiceError::Deadline(l))) if l == limit));
+    let end = waits_too_long.reply().end;
+    assert!(matches!(end, Some(Err(ServiceError::QueueTimeout(_)))), "{end:?}");
+    blocking.cancel.cancel();
+    let reply = slow(limited).reply();
+    assert!(matches!(reply.end, Some(Err(ServiceError::Deadline(_)))), "{reply:?}");
+    assert!(!reply.tokens.is_empty(), "it was at work");
+    let refused = value(&metrics, "trefoil_requests_rejected_total{reason=\"queue_timeout\"}");
+    assert_eq!(refused, 1.0);
+    // A service that ends says so to all.
+    let (running, waiting) = (slow(Order::new(long())), send(&service, Order::new(long())));
+    running.first_token();
+    drop(service);
+    for sent in [running, waiting] {
+        assert!(matches!(sent.reply().end, Some(Err(ServiceError::Stopped))));
+    }
+}
+
+#[test]
+fn a_full_queue_refuses() {
+    let options = ServiceOptions { queue: 2, sequences: 1, ..ServiceOptions::default() };
+    let (service, _) = serve(2048, options);
+    let running = send(&service, Order::new(request(vec![50], 0.0, 1, 250)));
+    running.first_token();
+    let waiting = [(); 2].map(|()| send(&service, Order::new(request(vec![51], 0.0, 1, 1))));
+    let error = service
+        .submit(Order::new(request(vec![52], 0.0, 1, 1)), Box::new(|_, _| true))
+        .expect_err("it is full");
+    assert_eq!(error.to_string(), "all 2 places in the queue are taken");
+    running.cancel.cancel();
+    for sent in waiting {
+        assert_eq!(sent.reply().tokens.len(), 1);
+    }
+}
