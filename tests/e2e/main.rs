@@ -15,6 +15,7 @@ mod http_chat;
 mod http_fuzz;
 mod http_guard;
 mod http_load;
+mod http_storm;
 mod http_stream;
 mod real;
 mod support;

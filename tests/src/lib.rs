@@ -9,3 +9,5 @@ pub mod mutation;
 pub mod numbers;
 pub mod running;
 pub mod touch;
+
+pub use trefoil_kernels::cases::Random;

@@ -305,6 +305,7 @@ impl Turns {
             let Some(mut seat) = seat else { continue };
             self.begin(&mut seat);
             self.seats.push(seat);
+            self.load.set(self.running(), &self.runner.executor.kv);
             return Some(self.seats.len() - 1);
         }
         None
