@@ -11,6 +11,7 @@ mod cli_signals;
 mod cli_tools;
 mod cli_trace;
 mod clients;
+mod http_cache;
 mod http_chat;
 mod http_fuzz;
 mod http_guard;
