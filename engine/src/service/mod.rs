@@ -9,6 +9,7 @@ mod meters;
 mod pace;
 mod queue;
 mod seat;
+mod seating;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
