@@ -8,6 +8,7 @@ pub mod memory;
 pub mod mutation;
 pub mod numbers;
 pub mod running;
+pub mod serving;
 pub mod touch;
 
 pub use trefoil_kernels::cases::Random;

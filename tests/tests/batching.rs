@@ -2,176 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use trefoil_engine::backends::Backends;
-use trefoil_engine::generate::{Cancel, Event, Finish, Request, Summary, generate};
+use trefoil_engine::generate::{Event, Finish};
 use trefoil_engine::kv::PageCounts;
-use trefoil_engine::loaded::Loaded;
-use trefoil_engine::model::ModelOptions;
-use trefoil_engine::service::{Meters, Order, Service, ServiceError, ServiceOptions, Update};
-use trefoil_engine::text::sampling::SamplingParams;
+use trefoil_engine::service::{Forecast, Order, Service, ServiceError, ServiceOptions, Update};
 use trefoil_kernels::cases::Random;
 use trefoil_telemetry::Metrics;
 use trefoil_tests::devices::{GPU, backends, with_gpu};
 use trefoil_tests::faulty::Faulty;
 use trefoil_tests::golden;
-
-const SOON: Duration = Duration::from_secs(120);
-
-/// A model on some devices.
-struct Place {
-    name: String,
-    backends: &'static Backends,
-    options: ModelOptions,
-}
-
-impl Place {
-    fn of(name: &str, backends: &'static Backends, device: &str) -> Self {
-        let options = ModelOptions {
-            device: Some(device.to_owned()),
-            context: Some(256),
-            ..ModelOptions::default()
-        };
-        Self { name: name.to_owned(), backends, options }
-    }
-
-    /// The demo model on the CPU.
-    fn demo() -> Self {
-        Self::of("demo", backends("cpu0", false), "cpu0")
-    }
-
-    fn load(&self, options: &ModelOptions) -> Loaded {
-        Loaded::open(&self.name, self.backends, options, None).expect("loads")
-    }
-
-    /// A service with room for this many tokens.
-    fn serve(&self, kv_tokens: usize, options: ServiceOptions) -> (Service, Metrics) {
-        let model = ModelOptions {
-            decode_batch: options.sequences.min(4),
-            kv_tokens: Some(kv_tokens),
-            ..self.options.clone()
-        };
-        let metrics = Metrics::default();
-        let options = ServiceOptions { meters: Some(Meters::new(&metrics, "demo")), ..options };
-        let loaded = self.load(&model);
-        (Service::start(loaded.runner, loaded.text, options).expect("starts"), metrics)
-    }
-}
+use trefoil_tests::serving::{
+    Place, Reply, SOON, Sent, alone, request, requests, send, send_with, value,
+};
 
 fn serve(kv_tokens: usize, options: ServiceOptions) -> (Service, Metrics) {
     Place::demo().serve(kv_tokens, options)
-}
-
-fn request(prompt: Vec<u32>, temperature: f32, seed: i64, max_tokens: usize) -> Request {
-    let mut sampling = SamplingParams::default();
-    sampling.temperature = temperature;
-    // Replies as long as they may be, whatever the model would like to say.
-    sampling.ignore_eos = true;
-    Request { prompt, sampling, max_tokens: Some(max_tokens), stop: Vec::new(), seed }
-}
-
-/// Some requests with prompts of many lengths, greedy and not.
-fn requests(count: usize, seed: u64) -> Vec<Request> {
-    let mut random = Random::new(seed);
-    let mut below = |most: u64| random.bits() % most;
-    let requests = (0..count).map(|index| {
-        let len = 1 + below(if index % 4 == 0 { 120 } else { 20 });
-        let prompt = (0..len).map(|_| 10 + below(200) as u32).collect();
-        let temperature = [0.0, 1.0, 0.7][below(3) as usize];
-        request(prompt, temperature, below(1000) as i64, 30 + below(50) as usize)
-    });
-    requests.collect()
-}
-
-/// What one reply was told.
-#[derive(Debug, Default)]
-struct Reply {
-    tokens: Vec<u32>,
-    text: String,
-    end: Option<Result<Summary, ServiceError>>,
-}
-
-impl Reply {
-    fn take(&mut self, event: Event) {
-        match event {
-            Event::PromptRead(_) => {}
-            Event::Token { id, text, .. } => {
-                self.tokens.push(id);
-                self.text.push_str(&text);
-            }
-            Event::Text(text) => self.text.push_str(&text),
-        }
-    }
-
-    fn summary(&self) -> &Summary {
-        self.end.as_ref().expect("it ended").as_ref().expect("it went well")
-    }
-}
-
-/// A request that was sent.
-struct Sent {
-    updates: Receiver<(u32, Update)>,
-    choices: u32,
-    cancel: Cancel,
-}
-
-fn send(service: &Service, order: Order) -> Sent {
-    let (sender, updates) = channel();
-    let choices = order.choices;
-    let sink = Box::new(move |choice, update| sender.send((choice, update)).is_ok());
-    let cancel = service.submit(order, sink).expect("there is room");
-    Sent { updates, choices, cancel }
-}
-
-impl Sent {
-    /// Waits for the end of all replies.
-    fn replies(self) -> Vec<Reply> {
-        let mut replies: Vec<Reply> = (0..self.choices).map(|_| Reply::default()).collect();
-        while replies.iter().any(|reply| reply.end.is_none()) {
-            let (choice, update) = self.updates.recv_timeout(SOON).expect("an answer");
-            let reply = &mut replies[choice as usize];
-            match update {
-                Update::Started(_) => {}
-                Update::Event(event) => reply.take(event),
-                Update::Done(end) => reply.end = Some(end),
-            }
-        }
-        replies
-    }
-
-    fn reply(self) -> Reply {
-        self.replies().remove(0)
-    }
-
-    /// Waits for the first token.
-    fn first_token(&self) {
-        loop {
-            let (_, update) = self.updates.recv_timeout(SOON).expect("an answer");
-            if matches!(update, Update::Event(Event::Token { .. })) {
-                return;
-            }
-        }
-    }
-}
-
-/// What a request gets from a runner of its own.
-fn alone(loaded: &mut Loaded, request: &Request) -> Reply {
-    let mut reply = Reply::default();
-    let summary =
-        generate(&mut loaded.runner, &loaded.text, request, &Cancel::default(), &mut |event| {
-            reply.take(event);
-            true
-        });
-    reply.end = Some(Ok(summary.expect("runs")));
-    reply
-}
-
-fn value(metrics: &Metrics, sample: &str) -> f64 {
-    let text = metrics.render();
-    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-    line.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
 #[test]
@@ -383,6 +230,29 @@ fn whoever_ends_does_not_disturb_the_others() {
 }
 
 #[test]
+fn a_prompt_is_read_between_the_tokens_of_others() {
+    // Much too slow by prediction for any time between tokens: chunks are as short as they get.
+    let forecast = Forecast { prompt_token: Some(1.0), decode_step: None };
+    let options = ServiceOptions { forecast, ..ServiceOptions::default() };
+    let options = ServiceOptions { inter_token: Duration::ZERO, ..options };
+    let (service, metrics) = serve(2048, options);
+    let running = send(&service, Order::new(request(vec![50, 51], 0.0, 1, 200)));
+    running.first_token();
+    let long = send(&service, Order::new(request((10..230).collect(), 0.0, 1, 1)));
+    assert_eq!(long.reply().tokens.len(), 1);
+    let steps = "trefoil_steps_total{model=\"demo\",phase=\"prefill\"}";
+    assert_eq!(value(&metrics, steps), 1.0 + (220.0_f64 / 32.0).ceil());
+    let turns = value(&metrics, "trefoil_steps_total{model=\"demo\",phase=\"decode\"}");
+    assert!(turns >= 6.0, "{turns} decode steps between seven chunks");
+    running.cancel.cancel();
+    running.reply();
+    // Nobody waits for a token: the prompt is read at once.
+    let alone = send(&service, Order::new(request((230..450).collect(), 0.0, 1, 1)));
+    alone.reply();
+    assert_eq!(value(&metrics, steps), 1.0 + 7.0 + 1.0);
+}
+
+#[test]
 fn the_queue_knows_priorities_and_limits_of_time() {
     let options = ServiceOptions {
         sequences: 1,
@@ -419,16 +289,11 @@ fn the_queue_knows_priorities_and_limits_of_time() {
     let limited = Order { time_limit: Some(limit), ..Order::new(long()) };
     // Slow enough on any machine: tokens are told one by one to a listener that takes its time.
     let slow = |order: Order| {
-        let (sender, updates) = channel();
-        let choices = order.choices;
-        let sink = Box::new(move |choice, update| {
+        send_with(&service, order, |update| {
             if matches!(update, Update::Event(Event::Token { .. })) {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            sender.send((choice, update)).is_ok()
-        });
-        let cancel = service.submit(order, sink).expect("there is room");
-        Sent { updates, choices, cancel }
+        })
     };
     let blocking = slow(Order::new(long()));
     blocking.first_token();
