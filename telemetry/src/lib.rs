@@ -12,4 +12,5 @@ pub use clock::{Clock, SystemClock, VirtualClock};
 pub use host::{HostMemory, host_memory, processor_name, resident_memory};
 pub use logging::{LogFormat, start_logging};
 pub use metrics::{Kind, METRICS, MetricInfo, Metrics};
+pub use prometheus::{Counter, Gauge, Histogram};
 pub use units::{Bytes, Nanos};

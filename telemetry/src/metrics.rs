@@ -14,6 +14,11 @@ const TOKEN_SECONDS: &[f64] = &[
     0.001, 0.0016, 0.00256, 0.0041, 0.00655, 0.0105, 0.0168, 0.0268, 0.0429, 0.0687, 0.11, 0.176,
     0.281, 0.45, 0.72, 1.15, 1.84,
 ];
+/// Bounds of the time of a step: 0.0005 doubled up to 8.
+const STEP_SECONDS: &[f64] = &[
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048,
+    4.096, 8.192,
+];
 /// Bounds of token counts: powers of two.
 const TOKENS: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
@@ -112,7 +117,19 @@ metrics! {
     request_generated_tokens Histogram(TOKENS) ["model"] "Tokens made for a request.";
     prompt_tokens_total Counter ["model", "source"] "Prompt tokens, computed or cached.";
     generated_tokens_total Counter ["model"] "Tokens made.";
-    kv_pages Gauge ["model", "state"] "Pages of the KV cache, used and free.";
+    steps_total Counter ["model", "phase"] "Steps over the model.";
+    step_duration_seconds Histogram(STEP_SECONDS) ["model", "phase"] "Time of a step.";
+    batch_sequences Histogram(TOKENS) ["model", "phase"] "Sequences in a step.";
+    batch_tokens Histogram(TOKENS) ["model", "phase"] "Tokens in a step.";
+    preemptions_total Counter ["model", "reason"]
+        "Generations put aside for others and read again later.";
+    kv_pages Gauge ["model", "state"]
+        "Pages of the KV cache: used by generations, cached for beginnings that come again, free.";
+    kv_evictions_total Counter ["model"] "Cached pages given away.";
+    prefix_cache_query_tokens_total Counter ["model"]
+        "Prompt tokens looked for in the cache of beginnings.";
+    prefix_cache_hit_tokens_total Counter ["model"]
+        "Prompt tokens found in the cache of beginnings.";
     model_info Gauge ["model", "arch", "format"] "Always 1; says what a model is.";
     model_loaded Gauge ["model"] "1 if the model is ready.";
     model_load_duration_seconds Histogram(SECONDS) ["model"] "Time to make a model ready.";

@@ -23,7 +23,7 @@ fn quick() -> Value {
 
 #[test]
 fn a_full_queue_says_come_back() {
-    let server = Server::start(&["--max-queue", "1", "--exact"]);
+    let server = Server::start(&["--max-queue", "1", "--max-sequences", "1", "--exact"]);
     assert_eq!(server.metric("trefoil_queue_capacity"), 1.0);
     let mut running = server.call("POST", "/v1/chat/completions").json(&endless()).open();
     assert!(running.event().is_some());
@@ -55,7 +55,7 @@ fn a_full_queue_says_come_back() {
 
 #[test]
 fn clients_that_leave_are_forgotten_wherever_they_are() {
-    let server = Server::start(&["--exact"]);
+    let server = Server::start(&["--max-sequences", "1", "--exact"]);
     // One leaves while its answer is made as a whole, one while it streams, one from the queue.
     let mut whole = endless();
     whole["stream"] = json!(false);

@@ -11,5 +11,8 @@ pub mod npu;
 pub mod numbers;
 pub mod onnx;
 pub mod running;
+pub mod serving;
 pub mod tally;
 pub mod touch;
+
+pub use trefoil_kernels::cases::Random;

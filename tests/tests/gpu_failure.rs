@@ -15,7 +15,7 @@ use trefoil_engine::generate::{Finish, GenerateError, Request, Summary};
 use trefoil_engine::loaded::Loaded;
 use trefoil_engine::model::{ModelError, ModelOptions};
 use trefoil_engine::runner::{Outputs, RunError};
-use trefoil_engine::service::{Service, ServiceError, Update};
+use trefoil_engine::service::{Order, Service, ServiceError, ServiceOptions, Update};
 use trefoil_engine::text::sampling::SamplingParams;
 use trefoil_scheduler::Pin;
 use trefoil_telemetry::{Bytes, SystemClock};
@@ -111,16 +111,15 @@ fn ask(service: &Service, prompt: &[u32]) -> Result<Summary, ServiceError> {
         max_tokens: Some(4),
         stop: Vec::new(),
         seed: 1,
-        choice: 0,
     };
     let (sender, receiver) = mpsc::channel();
-    let sink = Box::new(move |update| {
+    let sink = Box::new(move |_, update| {
         if let Update::Done(result) = update {
             sender.send(result).expect("the test waits");
         }
         true
     });
-    service.submit(request, sink).expect("there is room");
+    service.submit(Order::new(request), sink).expect("there is room");
     receiver.recv_timeout(SOON).expect("an answer")
 }
 
@@ -131,19 +130,21 @@ fn a_service_answers_with_the_loss_and_a_fresh_device_serves_again() {
     let serve = |backends: &Backends| {
         let Loaded { runner, text, .. } =
             Loaded::open("demo", backends, &options, None).expect("loads");
-        Service::start(runner, text, 4).expect("starts")
+        Service::start(runner, text, ServiceOptions::default()).expect("starts")
     };
     let service = serve(&backends);
     assert_eq!(ask(&service, &[1, 2, 3]).expect("works").generated_tokens, 4);
     fault.store(true, Ordering::Relaxed);
     for _ in 0..3 {
-        match ask(&service, &[1, 2, 3]).expect_err("the device is lost") {
-            ServiceError::Generate(GenerateError::Run(RunError::Execute(
-                ExecuteError::Failed(failure),
-            ))) => is_loss(&failure),
+        let error = ask(&service, &[1, 2, 3]).expect_err("the device is lost");
+        let ServiceError::Generate(error) = error else { panic!("expected the failure: {error}") };
+        match &*error {
+            GenerateError::Run(RunError::Execute(ExecuteError::Failed(failure))) => {
+                is_loss(failure);
+            }
             other => panic!("expected the failure, got {other}"),
         }
-        assert_eq!(service.load().kv_pages().0, 0, "the request's pages are free");
+        assert_eq!(service.load().pages().used, 0, "the request's pages are free");
     }
     // What the message says: loaded again, on a device that is opened again.
     drop(service);

@@ -2,6 +2,7 @@
 
 mod error;
 mod sequence;
+mod sharing;
 mod steps;
 
 use trefoil_devices_api::Phase;
@@ -10,6 +11,7 @@ use trefoil_graph::Hyper;
 use crate::executor::Executor;
 pub use error::RunError;
 pub use sequence::Sequence;
+pub use sharing::LEAST_ROWS;
 use steps::{Batch, Cut, Feed, Pages};
 
 /// Rows whose output is wanted.
@@ -35,6 +37,7 @@ pub struct Runner {
     vocabulary: usize,
     chunk: usize,
     context: usize,
+    steady: bool,
 }
 
 impl Runner {
@@ -55,7 +58,19 @@ impl Runner {
             vocabulary,
             chunk,
             context,
+            steady: false,
         }
+    }
+
+    /// The same with what is known of its plan: do rows come out the same, bit for bit, in steps of any
+    /// size and in both phases?
+    pub fn with_steady_rows(self, steady: bool) -> Self {
+        Self { steady, ..self }
+    }
+
+    /// Do rows come out the same, bit for bit, in steps of any size and in both phases?
+    pub fn has_steady_rows(&self) -> bool {
+        self.steady
     }
 
     /// Tokens of one prompt chunk.
@@ -70,15 +85,9 @@ impl Runner {
         Sequence::new(capacity, long_rope)
     }
 
-    /// Ends a sequence: its pages are free again.
+    /// Ends a sequence: its pages are free again, or kept where others find them.
     pub fn end(&mut self, mut sequence: Sequence) {
         self.executor.kv.release(&mut sequence.pages);
-    }
-
-    /// Takes a sequence back to its first `len` tokens, keeping its pages: what comes next is as if
-    /// the others had never been. Does nothing if it has no more.
-    pub fn rewind(&self, sequence: &mut Sequence, len: usize) {
-        sequence.past = sequence.past.min(len);
     }
 
     /// Tokens that a sequence can hold at most.
@@ -86,9 +95,27 @@ impl Runner {
         self.context
     }
 
-    /// Takes all pages back, from sequences that were lost by a panic.
-    pub fn release_all(&mut self) {
-        self.executor.kv.release_all();
+    /// Can a prompt be read at all?
+    ///
+    /// # Errors
+    /// It is empty, too long for the context, or has tokens that the model has not.
+    pub fn check_prompt(&self, tokens: &[u32]) -> Result<(), RunError> {
+        if tokens.is_empty() {
+            return Err(RunError::EmptyPrompt);
+        }
+        self.check_tokens(tokens)?;
+        if tokens.len() > self.context {
+            return Err(RunError::ContextFull { capacity: self.context, wanted: tokens.len() });
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), RunError> {
+        let vocabulary = self.vocabulary;
+        match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            Some(&token) => Err(RunError::NoSuchToken { token, vocabulary }),
+            None => Ok(()),
+        }
     }
 
     /// Feeds `tokens` and calls `each` with the index and output of each wanted row, in order.
@@ -148,7 +175,9 @@ impl Runner {
         let outputs_most =
             if self.causal { self.executor.max_outputs(Phase::Prefill) } else { tokens.len() };
         let decode_follows = outputs == Outputs::Last;
-        let cut = Cut { chunk, outputs: outputs_most, first_wanted, decode_follows, largest };
+        let balanced = !self.steady && matches!(outputs, Outputs::None | Outputs::Last);
+        let cut =
+            Cut { chunk, balanced, outputs: outputs_most, first_wanted, decode_follows, largest };
         let pages = Pages::of(&self.executor);
         let mut feed = Feed::new(sequence, tokens, cut, pages, go_on, each);
         self.executor.run(&mut feed)?;
@@ -166,6 +195,18 @@ impl Runner {
         tokens: &[u32],
         each: impl FnMut(usize, &[f32]),
     ) -> Result<(), RunError> {
+        self.decode_for_largest(sequences, tokens, 0, each)
+    }
+
+    /// As [`Runner::decode`], where of each row only the `count` largest elements are looked at (0: all):
+    /// the others may come as negative infinity.
+    pub fn decode_for_largest(
+        &mut self,
+        sequences: &mut [&mut Sequence],
+        tokens: &[u32],
+        count: usize,
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
         if sequences.len() != tokens.len() {
             let (sequences, tokens) = (sequences.len(), tokens.len());
             return Err(RunError::UnpairedTokens { sequences, tokens });
@@ -177,7 +218,7 @@ impl Runner {
             return Ok(());
         }
         let pages = Pages::of(&self.executor);
-        Ok(self.executor.run(&mut Batch::new(sequences, tokens, pages, each))?)
+        Ok(self.executor.run(&mut Batch::new(sequences, tokens, pages, count, each))?)
     }
 
     /// Sequences that one decode step can carry.
@@ -186,9 +227,7 @@ impl Runner {
     }
 
     fn check(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<(), RunError> {
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.vocabulary) {
-            return Err(RunError::NoSuchToken { token, vocabulary: self.vocabulary });
-        }
+        self.check_tokens(tokens)?;
         let wanted = sequence.past + tokens.len();
         if wanted > sequence.capacity {
             return Err(RunError::ContextFull { capacity: sequence.capacity, wanted });
@@ -198,7 +237,8 @@ impl Runner {
             return Err(RunError::TooLongForEncoder { most, got: tokens.len() });
         }
         if !self.executor.kv.grow(&mut sequence.pages, wanted) {
-            let (free, total) = (self.executor.kv.free_pages(), self.executor.kv.total_pages());
+            let kv = &self.executor.kv;
+            let (free, total) = (kv.available_pages(), kv.total_pages());
             return Err(RunError::NoPages { free, total });
         }
         Ok(())

@@ -2,6 +2,9 @@
 
 use trefoil_devices_api::Phase;
 
+use super::LEAST_ROWS;
+use crate::kv::PageKey;
+
 /// A sequence's state: what is in the KV cache, and where.
 #[derive(Debug)]
 pub struct Sequence {
@@ -9,6 +12,10 @@ pub struct Sequence {
     pub(super) past: usize,
     pub(super) capacity: usize,
     pub(super) long_rope: bool,
+    /// Names of its first pages, as far as others may find them or it found them.
+    pub(super) keys: Vec<PageKey>,
+    /// Tokens from the beginning that were all read in large steps, of a prompt.
+    pub(super) read: usize,
     /// Phase in whose domains its pages are, of the layers that have two.
     home: Phase,
     /// They are on the way to the other phase's domains since this count of failures: there, unless
@@ -18,8 +25,9 @@ pub struct Sequence {
 
 impl Sequence {
     pub(super) fn new(capacity: usize, long_rope: bool) -> Self {
-        let (pages, past, moving) = (Vec::new(), 0, None);
-        Self { pages, past, capacity, long_rope, home: Phase::Prefill, moving }
+        let (pages, keys) = (Vec::new(), Vec::new());
+        let (past, read, home, moving) = (0, 0, Phase::Prefill, None);
+        Self { pages, past, capacity, long_rope, keys, read, home, moving }
     }
 
     /// Tokens in the KV cache.
@@ -49,6 +57,9 @@ impl Sequence {
 
     /// A step of `rows` rows in a phase is done; `moving` if pages left for the other phase behind it.
     pub(super) fn advance(&mut self, rows: usize, phase: Phase, moving: Option<u64>) {
+        if phase == Phase::Prefill && rows >= LEAST_ROWS && self.read == self.past {
+            self.read += rows;
+        }
         self.past += rows;
         self.home = phase;
         self.moving = moving;

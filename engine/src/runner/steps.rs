@@ -4,6 +4,7 @@ use smallvec::SmallVec;
 use trefoil_devices_api::Phase;
 
 use super::Sequence;
+use super::sharing::balanced_end;
 use crate::executor::{Executor, StepOrder, Steps};
 
 /// Steps of this many rows are made by the programs of which phase?
@@ -56,6 +57,8 @@ pub(super) struct Cut {
     pub(super) decode_follows: bool,
     /// Largest elements of each output that are looked at; 0: all of them.
     pub(super) largest: usize,
+    /// Must the last chunk have enough rows for the kernels of many?
+    pub(super) balanced: bool,
 }
 
 /// A chunk whose result is not here yet.
@@ -107,8 +110,12 @@ where
 
     /// End of the next chunk: no longer than a step takes, in rows and in outputs.
     fn end(&self) -> usize {
-        let Cut { chunk, outputs, first_wanted, .. } = self.cut;
-        let end = self.tokens.len().min(self.submitted + chunk);
+        let Cut { chunk, outputs, first_wanted, balanced, .. } = self.cut;
+        let all = self.tokens.len();
+        let end = match balanced {
+            true => balanced_end(self.submitted, all, chunk, chunk),
+            false => all.min(self.submitted + chunk),
+        };
         end.min(first_wanted.max(self.submitted) + outputs)
     }
 }
@@ -163,6 +170,8 @@ pub(super) struct Batch<'a, 'b, E> {
     sequences: &'a mut [&'b mut Sequence],
     tokens: &'a [u32],
     pages: Pages,
+    /// Largest elements of each output that are looked at; 0: all of them.
+    largest: usize,
     each: E,
     submitted: bool,
 }
@@ -173,9 +182,10 @@ impl<'a, 'b, E: FnMut(usize, &[f32])> Batch<'a, 'b, E> {
         sequences: &'a mut [&'b mut Sequence],
         tokens: &'a [u32],
         pages: Pages,
+        largest: usize,
         each: E,
     ) -> Self {
-        Self { sequences, tokens, pages, each, submitted: false }
+        Self { sequences, tokens, pages, largest, each, submitted: false }
     }
 }
 
@@ -191,6 +201,7 @@ impl<E: FnMut(usize, &[f32])> Steps for Batch<'_, '_, E> {
                 self.pages.used(pages, *past, order.fetch);
             }
         }
+        *order.largest = self.largest;
         Some(Phase::Decode)
     }
 

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trefoil_engine::backends::{Backends, Gpus};
-use trefoil_engine::model::{DEMO, ModelOptions};
+use trefoil_engine::model::{DEFAULT_CONTEXT, DEMO, ModelOptions};
+use trefoil_engine::service::ServiceOptions;
+use trefoil_scheduler::policy::Span;
 use trefoil_telemetry::Metrics;
 
 use super::common;
 use crate::cli::{PlacementArgs, ServeArgs};
-use crate::config::{Config, Server, id_of};
+use crate::config::{Config, Engine, Server, id_of};
 use crate::exit::{Failure, Outcome, Status};
 use crate::http::{AppState, ServedModel, ServerOptions, serve};
 use crate::signals::Signals;
@@ -50,10 +52,28 @@ fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> 
         sse_ping: args.sse_ping.map_or(config.sse_ping.duration(), Duration::from_secs_f64),
         strict_fields: args.strict_fields || config.strict_fields,
         shutdown_grace: config.shutdown_grace.duration(),
+        request_timeout: limit(config.request_timeout),
         metrics: config.metrics,
         ..ServerOptions::default()
     })
 }
+
+/// A time limit; none where it is 0.
+fn limit(span: Span) -> Option<Duration> {
+    Some(span.duration()).filter(|limit| !limit.is_zero())
+}
+
+/// Tokens that the KV cache of a model holds where nobody says how many: full contexts of all
+/// sequences, or [`KV_TOKENS`].
+fn kv_tokens(engine: &Engine, options: &ModelOptions, sequences: usize) -> usize {
+    match engine.kv_tokens {
+        0 => (options.context.unwrap_or(DEFAULT_CONTEXT).saturating_mul(sequences)).min(KV_TOKENS),
+        tokens => tokens,
+    }
+}
+
+/// Most tokens of the KV cache where nobody says how many.
+const KV_TOKENS: usize = 32_768;
 
 /// A model to serve, and how.
 struct Wanted {
@@ -77,7 +97,13 @@ fn wanted(args: &ServeArgs, config: &Config) -> Result<Vec<Wanted>, Failure> {
     let wanted = names.into_iter().map(|name| {
         let mut placement = args.placement.clone();
         placement.settings = config.settings(placement.policy.as_deref(), Some(&name))?;
+        let sequences = args.max_sequences.unwrap_or(config.sections.engine.max_sequences.get());
         let options = common::options(&placement)?;
+        let options = ModelOptions {
+            decode_batch: sequences,
+            kv_tokens: Some(kv_tokens(&config.sections.engine, &options, sequences)),
+            ..options
+        };
         let own = config.model(&name).map(|(id, _)| id.to_owned());
         let (id, aliases) =
             (own.unwrap_or_else(|| id_of(&name)), placement.settings.model.aliases.clone());
@@ -106,16 +132,33 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
     let sections = &config.sections;
     let server = options(args, &sections.server)?;
     let server = ServerOptions { max_n: sections.engine.max_n.get(), ..server };
-    let (port, queue) = (
-        args.port.unwrap_or(sections.server.port),
-        args.max_queue.unwrap_or(sections.server.max_queue.get()),
-    );
+    let port = args.port.unwrap_or(sections.server.port);
+    let service = ServiceOptions {
+        queue: args.max_queue.unwrap_or(sections.server.max_queue.get()),
+        queue_timeout: limit(sections.server.queue_timeout),
+        sequences: args.max_sequences.unwrap_or(sections.engine.max_sequences.get()),
+        turn_tokens: sections.engine.max_batch_tokens.get(),
+        prefix_cache: sections.engine.prefix_cache,
+        ..ServiceOptions::default()
+    };
+    let metrics = Metrics::default();
     let wanted = wanted(args, config)?;
     let backends = detect(&wanted);
     let mut models: Vec<ServedModel> = Vec::new();
     for Wanted { name, id, aliases, placement, options } in &wanted {
         let own = common::restrict(backends.clone(), placement);
-        let loaded = common::open(name, placement, &own, options, args.chat_template.as_deref())?;
+        let template = args.chat_template.as_deref();
+        let open = |options: &ModelOptions| common::open(name, placement, &own, options, template);
+        let loaded = match open(options) {
+            // Fewer requests at once are better than none.
+            Err(failure) if failure.status == Status::Device && sections.engine.kv_tokens == 0 => {
+                let smaller = ModelOptions { kv_tokens: None, ..options.clone() };
+                let loaded = open(&smaller).map_err(|_| failure)?;
+                tracing::warn!("{name}: a KV cache of one context, for lack of memory");
+                loaded
+            }
+            loaded => loaded?,
+        };
         for name in aliases.iter().chain([id]) {
             if models.iter().any(|model| model.has_name(name)) {
                 let error = format!(
@@ -124,7 +167,9 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
                 return Err(Failure::new(Status::Usage, error));
             }
         }
-        models.push(ServedModel::new(id.clone(), loaded, queue)?.with_aliases(aliases.clone()));
+        models.push(
+            ServedModel::new(id.clone(), loaded, &service, &metrics)?.with_aliases(aliases.clone()),
+        );
     }
     let default_model = models[0].id.clone();
     models.sort_by(|a, b| a.id.cmp(&b.id));
@@ -133,7 +178,7 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
         models,
         default_model,
         devices: backends.devices.clone(),
-        metrics: Metrics::default(),
+        metrics,
         started: Instant::now(),
     };
     state.describe_in_metrics();

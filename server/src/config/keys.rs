@@ -141,9 +141,9 @@ sections! {
         /// Requests that may wait; more are answered with 429.
         max_queue: NonZeroUsize = number(256), SERVE;
         /// Longest wait, then 429.
-        queue_timeout: Span = Span::seconds(120), NO;
+        queue_timeout: Span = Span::seconds(120), SERVE;
         /// Longest time of a request, then 504; 0s for none.
-        request_timeout: Span = Span::seconds(0), NO;
+        request_timeout: Span = Span::seconds(0), SERVE;
         /// Silence after which a stream gets a sign of life.
         sse_ping: Period = Period(Span::seconds(15)), SERVE;
         /// Time that running requests get when the server stops.
@@ -171,17 +171,20 @@ sections! {
         /// Time after which an unused model is unloaded; "-1" for never.
         keep_alive: KeepAlive = KeepAlive::After(Span::seconds(600)), NO;
         /// Sequences that run together.
-        max_sequences: NonZeroUsize = number(16), NO;
+        max_sequences: NonZeroUsize = number(16), SERVE;
         /// Most tokens of a step.
-        max_batch_tokens: NonZeroUsize = number(2048), NO;
+        max_batch_tokens: NonZeroUsize = number(2048), SERVE;
         /// Most prompt tokens read in one step.
         prefill_chunk: NonZeroUsize = number(512), Use::Full;
         /// Tokens per page of the KV cache; a power of two.
         kv_page_tokens: PageTokens = PageTokens::default(), Use::Full;
+        /// Tokens that the KV cache of a served model holds for all its sequences; 0 for max_sequences
+        /// contexts, at most 32768 tokens or one context.
+        kv_tokens: usize = 0, SERVE;
         /// Number format of stored keys and values: f32 or f16 (q8_0 is not there yet).
         kv_type: KvName = KvName::F16, Use::Full;
         /// Keep the pages of shared beginnings.
-        prefix_cache: bool = true, NO;
+        prefix_cache: bool = true, SERVE;
         /// Tokens of context where a model allows more.
         default_ctx: NonZeroUsize = number(8192), Use::Full;
         /// Most replies to one request.

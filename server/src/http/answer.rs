@@ -76,25 +76,29 @@ pub(crate) fn logprobs(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Value {
 /// Token counts over all replies to one prompt, which counts once.
 pub(crate) fn usage(summaries: &[Summary]) -> Value {
     let prompt = summaries.first().map_or(0, |summary| summary.prompt_tokens);
+    let cached = summaries.first().map_or(0, |summary| summary.cached_tokens);
     let completion: usize = summaries.iter().map(|summary| summary.generated_tokens).sum();
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": 0},
     })
 }
 
-/// Times in llama.cpp's layout.
+/// Times in llama.cpp's layout. `prompt_n` are the tokens that were read, once for all replies;
+/// `cache_n` those that were there. Replies are made side by side: the longest one's time counts.
 pub(crate) fn timings(summaries: &[Summary]) -> Value {
-    let prompt: usize = summaries.iter().map(|s| s.prompt_tokens).sum();
+    let first = summaries.first();
+    let cached = first.map_or(0, |summary| summary.cached_tokens);
+    let prompt = first.map_or(0, |summary| summary.prompt_tokens) - cached;
+    let prefill = first.map_or(Duration::ZERO, |summary| summary.prefill);
     let generated: usize = summaries.iter().map(|s| s.generated_tokens).sum();
-    let prefill: Duration = summaries.iter().map(|s| s.prefill).sum();
-    let decode: Duration = summaries.iter().map(|s| s.decode).sum();
+    let decode = summaries.iter().map(|s| s.decode).max().unwrap_or_default();
     let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
     json!({
-        "cache_n": 0,
+        "cache_n": cached,
         "prompt_n": prompt,
         "prompt_ms": prefill.as_secs_f64() * 1e3,
         "prompt_per_second": rate(prompt, prefill),

@@ -9,9 +9,9 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use trefoil_engine::generate::{Event, GenerateError, Request, Summary};
+use trefoil_engine::generate::{Cancel, Event, GenerateError, Request, Summary};
 use trefoil_engine::runner::RunError;
-use trefoil_engine::service::{ServiceError, SubmitError, Update};
+use trefoil_engine::service::{Order, ServiceError, SubmitError, Update};
 use trefoil_engine::text::TemplateError;
 use trefoil_engine::text::sampling::SamplingParams;
 
@@ -82,49 +82,50 @@ impl Job {
         Ok(Self { request, prompt, params, seed })
     }
 
-    /// Queues every reply; their updates come through the channel.
-    fn submit(
-        &self,
-        state: &Arc<AppState>,
-        model: &ServedModel,
-    ) -> Result<UnboundedReceiver<Tagged>, ApiError> {
+    /// Queues the request; the updates of its replies come through the channel.
+    fn submit(&self, state: &AppState, model: &ServedModel) -> Result<Updates, ApiError> {
         let service = model.service().ok_or_else(|| cannot_chat(model))?;
         let (sender, receiver) = unbounded_channel();
-        for choice in 0..self.request.n {
-            let sender = sender.clone();
-            let request = Request {
+        let order = Order {
+            request: Request {
                 prompt: self.prompt.clone(),
                 sampling: self.params.clone(),
                 max_tokens: self.request.max_tokens,
                 stop: self.request.stop.clone(),
                 seed: self.seed,
-                choice: u64::from(choice),
-            };
-            let (state, id) = (state.clone(), model.id.clone());
-            // A send fails when the client is gone: that cancels the generation.
-            let sink = Box::new(move |update| {
-                let ends = matches!(update, Update::Done(_));
-                let heard = sender.send((choice, update)).is_ok();
-                if ends && !heard {
-                    let labels = [id.as_str(), "cancelled"];
-                    state.metrics.requests_total.with_label_values(&labels).inc();
-                    tracing::info!(model = id, status = 499, "the client left");
-                }
-                heard
-            });
-            service.submit(request, sink).map_err(|error| match error {
-                SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
-                _ => ApiError {
-                    retry_after: Some(1),
-                    ..ApiError::new(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "shutting_down",
-                        "The server is shutting down.",
-                    )
-                },
-            })?;
-        }
-        Ok(receiver)
+            },
+            choices: self.request.n,
+            priority: self.request.priority,
+            cache: self.request.cache_prompt,
+            time_limit: state.options.request_timeout,
+        };
+        let (id, mut left) = (model.id.clone(), self.request.n);
+        // A send fails when the client is gone: that cancels the generation.
+        let sink = Box::new(move |choice, update| {
+            left -= u32::from(matches!(update, Update::Done(_)));
+            let heard = sender.send((choice, update)).is_ok();
+            if left == 0 && !heard {
+                tracing::info!(model = id, status = 499, "the client left");
+            }
+            heard
+        });
+        let cancel = service.submit(order, sink).map_err(|error| match error {
+            SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
+            _ => ApiError::shutting_down(),
+        })?;
+        Ok(Updates { receiver, cancel })
+    }
+}
+
+/// The updates of a request's replies. Whoever stops listening cancels it, wherever it is.
+struct Updates {
+    receiver: UnboundedReceiver<Tagged>,
+    cancel: Cancel,
+}
+
+impl Drop for Updates {
+    fn drop(&mut self) {
+        self.cancel.cancel();
     }
 }
 
@@ -143,11 +144,16 @@ fn template_error(error: &TemplateError) -> ApiError {
 }
 
 fn service_error(error: &ServiceError) -> ApiError {
+    if let ServiceError::Generate(error) = error
+        && let GenerateError::Run(RunError::Execute(error)) = &**error
+    {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        return ApiError::new(status, "device_error", format!("A device failed: {error}."));
+    }
     match error {
-        ServiceError::Generate(GenerateError::Run(RunError::Execute(error))) => {
-            let status = StatusCode::INTERNAL_SERVER_ERROR;
-            ApiError::new(status, "device_error", format!("A device failed: {error}."))
-        }
+        ServiceError::QueueTimeout(limit) => ApiError::queue_timeout(*limit),
+        ServiceError::Deadline(limit) => ApiError::deadline(*limit),
+        ServiceError::Stopped => ApiError::shutting_down(),
         error => ApiError::internal(format!("The generation failed: {error}.")),
     }
 }
@@ -161,70 +167,22 @@ struct Reply {
     summary: Option<Summary>,
 }
 
-/// What is known of a request so far, for metrics and for the end of the answer.
+/// What is known of a request so far, for the end of the answer.
 struct Progress<'a> {
-    state: &'a AppState,
     model: &'a ServedModel,
-    arrived: std::time::Instant,
-    last_token: Option<std::time::Instant>,
     queued: Duration,
-    summaries: Vec<Summary>,
+    /// Of each reply that ended, by its number.
+    summaries: Vec<Option<Summary>>,
 }
 
 impl<'a> Progress<'a> {
-    fn new(state: &'a AppState, model: &'a ServedModel) -> Self {
-        let (arrived, queued) = (std::time::Instant::now(), Duration::ZERO);
-        Self { state, model, arrived, last_token: None, queued, summaries: Vec::new() }
+    fn new(model: &'a ServedModel, replies: u32) -> Self {
+        let (queued, summaries) = (Duration::ZERO, vec![None; replies as usize]);
+        Self { model, queued, summaries }
     }
 
-    fn started(&mut self, queued: Duration) {
-        self.queued = self.queued.max(queued);
-        let labels = [self.model.id.as_str()];
-        let metrics = &self.state.metrics;
-        metrics.request_queue_seconds.with_label_values(&labels).observe(queued.as_secs_f64());
-    }
-
-    fn token(&mut self) {
-        let labels = [self.model.id.as_str()];
-        let now = std::time::Instant::now();
-        let metrics = &self.state.metrics;
-        let (metric, since) = match self.last_token.replace(now) {
-            Some(last) => (&metrics.inter_token_seconds, last),
-            None => (&metrics.time_to_first_token_seconds, self.arrived),
-        };
-        let span = now.duration_since(since);
-        metric.with_label_values(&labels).observe(span.as_secs_f64());
-    }
-
-    fn done(&mut self, summary: &Summary) {
-        let id = self.model.id.as_str();
-        let (labels, metrics) = ([id], &self.state.metrics);
-        let (prompt, made) = (summary.prompt_tokens as f64, summary.generated_tokens as f64);
-        metrics.requests_total.with_label_values(&[id, summary.finish.name()]).inc();
-        metrics.prompt_tokens_total.with_label_values(&[id, "computed"]).inc_by(prompt);
-        metrics.generated_tokens_total.with_label_values(&labels).inc_by(made);
-        metrics.request_prompt_tokens.with_label_values(&labels).observe(prompt);
-        metrics.request_generated_tokens.with_label_values(&labels).observe(made);
-        let prefill = metrics.request_prefill_seconds.with_label_values(&labels);
-        prefill.observe(summary.prefill.as_secs_f64());
-        let decode = metrics.request_decode_seconds.with_label_values(&labels);
-        decode.observe(summary.decode.as_secs_f64());
-        let whole = metrics.request_duration_seconds.with_label_values(&labels);
-        whole.observe(self.arrived.elapsed().as_secs_f64());
-        self.summaries.push(summary.clone());
-        // The next reply to the same prompt begins anew.
-        self.last_token = None;
-        self.arrived = std::time::Instant::now();
-    }
-
-    fn failed(&self, error: &ServiceError) -> ApiError {
-        let outcome = match error {
-            ServiceError::Cancelled => "cancelled",
-            _ => "error",
-        };
-        let labels = [self.model.id.as_str(), outcome];
-        self.state.metrics.requests_total.with_label_values(&labels).inc();
-        service_error(error)
+    fn summaries(&self) -> Vec<Summary> {
+        self.summaries.iter().flatten().cloned().collect()
     }
 }
 
@@ -242,14 +200,16 @@ pub(crate) async fn create(
         state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
     })?;
     let model = find(&state, &job.request.model)?;
-    let receiver = job.submit(&state, model).inspect_err(|_| {
-        state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
+    let updates = job.submit(&state, model).inspect_err(|error| {
+        if error.code == "queue_full" {
+            state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
+        }
     })?;
     let ignored = ignored_header(&job.request.ignored);
     let mut response = if job.request.stream {
-        stream(state.clone(), job, receiver).await
+        stream(state.clone(), job, updates).await
     } else {
-        whole(&state, model, &job, receiver).await?.into_response()
+        whole(model, &job, updates).await?.into_response()
     };
     if let Some(ignored) = ignored {
         response.headers_mut().insert("x-trefoil-ignored", ignored);
@@ -278,24 +238,22 @@ pub(super) fn ignored_header(names: &[String]) -> Option<HeaderValue> {
 
 /// Waits for all replies and answers at once.
 async fn whole(
-    state: &AppState,
     model: &ServedModel,
     job: &Job,
-    mut receiver: UnboundedReceiver<Tagged>,
+    mut updates: Updates,
 ) -> Result<axum::Json<Value>, ApiError> {
-    let mut progress = Progress::new(state, model);
+    let mut progress = Progress::new(model, job.request.n);
     let mut replies: Vec<Reply> = (0..job.request.n).map(|_| Reply::default()).collect();
     let mut left = replies.len();
     while left > 0 {
-        let Some((choice, update)) = receiver.recv().await else {
+        let Some((choice, update)) = updates.receiver.recv().await else {
             return Err(ApiError::internal("The generation ended without a result."));
         };
         let reply = &mut replies[choice as usize];
         match update {
-            Update::Started(queued) => progress.started(queued),
+            Update::Started(queued) => progress.queued = queued,
             Update::Event(Event::PromptRead(_)) => {}
             Update::Event(Event::Token { id, text, logprobs }) => {
-                progress.token();
                 reply.text.push_str(&text);
                 reply.tokens.push(id);
                 let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
@@ -303,16 +261,16 @@ async fn whole(
             }
             Update::Event(Event::Text(text)) => reply.text.push_str(&text),
             Update::Done(Ok(summary)) => {
-                progress.done(&summary);
+                progress.summaries[choice as usize] = Some(summary.clone());
                 reply.summary = Some(summary);
                 left -= 1;
             }
-            Update::Done(Err(error)) => return Err(progress.failed(&error)),
+            Update::Done(Err(error)) => return Err(service_error(&error)),
         }
     }
     let choices = replies.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
     let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
-    object["usage"] = answer::usage(&progress.summaries);
+    object["usage"] = answer::usage(&progress.summaries());
     finish(&mut object, &progress, job);
     Ok(axum::Json(object))
 }
@@ -335,21 +293,17 @@ fn choice(job: &Job, index: usize, reply: &Reply) -> Value {
 
 /// What the last object of an answer carries.
 fn finish(object: &mut Value, progress: &Progress<'_>, job: &Job) {
-    object["timings"] = answer::timings(&progress.summaries);
-    object["trefoil"] =
-        answer::trefoil(progress.model, &progress.summaries, progress.queued, job.seed);
+    let summaries = progress.summaries();
+    object["timings"] = answer::timings(&summaries);
+    object["trefoil"] = answer::trefoil(progress.model, &summaries, progress.queued, job.seed);
     if let Some(metadata) = &job.request.metadata {
         object["metadata"] = metadata.clone();
     }
 }
 
 /// Answers with events. The status is sent when the request leaves the queue, or after a while.
-async fn stream(
-    state: Arc<AppState>,
-    job: Job,
-    mut receiver: UnboundedReceiver<Tagged>,
-) -> Response {
-    let first = tokio::time::timeout(state.options.status_after, receiver.recv()).await;
+async fn stream(state: Arc<AppState>, job: Job, mut updates: Updates) -> Response {
+    let first = tokio::time::timeout(state.options.status_after, updates.receiver.recv()).await;
     let first = match first {
         Ok(Some((_, Update::Done(Err(error))))) => return service_error(&error).into_response(),
         Ok(first) => first,
@@ -358,7 +312,7 @@ async fn stream(
     let (sender, events) = unbounded_channel();
     let ping = state.options.sse_ping;
     tokio::spawn(async move {
-        if let Err(error) = pump(&state, &job, first, receiver, &sender).await {
+        if let Err(error) = pump(&state, &job, first, updates, &sender).await {
             // The status went out long ago: the error is an event, and nothing follows it.
             let _ = sender.send(sse::event(&error.body()));
         }
@@ -371,11 +325,11 @@ async fn pump(
     state: &AppState,
     job: &Job,
     first: Option<Tagged>,
-    mut receiver: UnboundedReceiver<Tagged>,
+    mut updates: Updates,
     sender: &sse::Sender,
 ) -> Result<(), ApiError> {
     let model = find(state, &job.request.model)?;
-    let mut progress = Progress::new(state, model);
+    let mut progress = Progress::new(model, job.request.n);
     let head = Head::new(model);
     let usage_later = job.request.include_usage;
     let chunk = |choices: Value| {
@@ -404,7 +358,7 @@ async fn pump(
         let update = match next.take() {
             Some(update) => Some(update),
             None => tokio::select! {
-                update = receiver.recv() => update,
+                update = updates.receiver.recv() => update,
                 () = sender.closed() => return Ok(()),
             },
         };
@@ -413,12 +367,11 @@ async fn pump(
         };
         let object = match update {
             Update::Started(queued) => {
-                progress.started(queued);
+                progress.queued = queued;
                 continue;
             }
             Update::Event(Event::PromptRead(_)) => continue,
             Update::Event(Event::Token { id, text, logprobs }) => {
-                progress.token();
                 let list = logprobs
                     .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
                 if text.is_empty() && list.is_none() && !job.request.return_tokens {
@@ -433,17 +386,17 @@ async fn pump(
             }
             Update::Event(Event::Text(text)) => delta(index, json!({"content": text}), Value::Null),
             Update::Done(Ok(summary)) => {
-                progress.done(&summary);
                 left -= 1;
                 let mut object = delta(index, json!({}), Value::Null);
                 let reason = answer::finish_reason(&summary.finish);
+                progress.summaries[index as usize] = Some(summary);
                 object["choices"][0]["finish_reason"] = json!(reason);
                 if left == 0 && !usage_later {
                     finish(&mut object, &progress, job);
                 }
                 object
             }
-            Update::Done(Err(error)) => return Err(progress.failed(&error)),
+            Update::Done(Err(error)) => return Err(service_error(&error)),
         };
         if !send(&object) {
             return Ok(());
@@ -451,7 +404,7 @@ async fn pump(
     }
     if usage_later {
         let mut object = chunk(json!([]));
-        object["usage"] = answer::usage(&progress.summaries);
+        object["usage"] = answer::usage(&progress.summaries());
         finish(&mut object, &progress, job);
         send(&object);
     }

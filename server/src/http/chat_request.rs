@@ -23,12 +23,16 @@ pub(crate) struct ChatRequest {
     pub(crate) template_variables: Map<String, Value>,
     pub(crate) metadata: Option<Value>,
     pub(crate) return_tokens: bool,
+    /// Place in the queue: higher ones first.
+    pub(crate) priority: i32,
+    /// May pages of other requests serve it, and its own others?
+    pub(crate) cache_prompt: bool,
     /// Fields that were not known or had no effect worth silence.
     pub(crate) ignored: Vec<String>,
 }
 
 /// Fields that are taken and change nothing.
-const NO_EFFECT: [&str; 12] = [
+const NO_EFFECT: [&str; 10] = [
     "user",
     "safety_identifier",
     "prompt_cache_key",
@@ -38,9 +42,7 @@ const NO_EFFECT: [&str; 12] = [
     "verbosity",
     "store",
     "service_tier",
-    "cache_prompt",
     "keep_alive",
-    "priority",
 ];
 
 /// Fields that would change the answer and are not there yet, or never will be.
@@ -97,6 +99,8 @@ impl ChatRequest {
         }
         let metadata = metadata(&mut fields)?;
         let return_tokens = fields.bool("return_tokens")?.unwrap_or(false);
+        let priority = fields.integer("priority", -10..=10)?.unwrap_or(0) as i32;
+        let cache_prompt = fields.bool("cache_prompt")?.unwrap_or(true);
         for field in NO_EFFECT {
             fields.take(field);
         }
@@ -123,6 +127,8 @@ impl ChatRequest {
             template_variables,
             metadata,
             return_tokens,
+            priority,
+            cache_prompt,
             ignored,
         })
     }
@@ -370,6 +376,8 @@ mod tests {
             (r#""max_tokens":0"#, "invalid_value", "max_tokens"),
             (r#""max_tokens":5,"max_completion_tokens":6"#, "invalid_value", "max_tokens"),
             (r#""stop":["",""]"#, "invalid_value", "stop"),
+            (r#""priority":11"#, "invalid_value", "priority"),
+            (r#""cache_prompt":"no""#, "invalid_type", "cache_prompt"),
             (r#""top_logprobs":3"#, "invalid_value", "top_logprobs"),
             (r#""stream_options":{}"#, "invalid_value", "stream_options"),
             (r#""functions":[]"#, "unsupported_parameter", "functions"),

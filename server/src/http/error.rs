@@ -1,5 +1,7 @@
 //! The one place that makes HTTP errors: `{"error":{"message","type","param","code"}}`.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -49,6 +51,26 @@ impl ApiError {
         let message =
             format!("All {capacity} places in the queue are taken; try again in a moment.");
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message);
+        Self { retry_after: Some(1), ..error }
+    }
+
+    /// 429: no place came free in time.
+    pub(crate) fn queue_timeout(limit: Duration) -> Self {
+        let message = format!("No place came free within {limit:?}; try again in a moment.");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_timeout", message);
+        Self { retry_after: Some(5), ..error }
+    }
+
+    /// 504: the request took longer than the server lets any.
+    pub(crate) fn deadline(limit: Duration) -> Self {
+        let message = format!("The request was not done within {limit:?}; ask for fewer tokens.");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
+    }
+
+    /// 503: no more requests are taken.
+    pub(crate) fn shutting_down() -> Self {
+        let message = "The server is shutting down.";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message);
         Self { retry_after: Some(1), ..error }
     }
 

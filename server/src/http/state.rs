@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use trefoil_devices_api::{Device, Phase};
 use trefoil_engine::embedding::Embedder;
 use trefoil_engine::loaded::{Loaded, TextSide};
-use trefoil_engine::service::Service;
+use trefoil_engine::service::{Forecast, Meters, Service, ServiceOptions};
 use trefoil_graph::Origin;
 use trefoil_scheduler::Plan;
 use trefoil_telemetry::{Metrics, resident_memory};
@@ -36,6 +36,8 @@ pub(crate) struct ServerOptions {
     pub(crate) strict_fields: bool,
     /// Time that running requests get at shutdown.
     pub(crate) shutdown_grace: Duration,
+    /// Longest time of a request.
+    pub(crate) request_timeout: Option<Duration>,
     /// Is there `/metrics`?
     pub(crate) metrics: bool,
 }
@@ -54,6 +56,7 @@ impl Default for ServerOptions {
             status_after: Duration::from_secs(10),
             strict_fields: false,
             shutdown_grace: Duration::from_secs(10),
+            request_timeout: None,
             metrics: true,
         }
     }
@@ -91,8 +94,19 @@ pub(crate) struct ServedModel {
 }
 
 impl ServedModel {
-    /// Puts a loaded model into service under `id`.
-    pub(crate) fn new(id: String, loaded: Loaded, queue: usize) -> std::io::Result<Self> {
+    /// Puts a loaded model into service under `id`. What its plan predicts is added to `options`, and
+    /// where it counts what happens.
+    pub(crate) fn new(
+        id: String,
+        loaded: Loaded,
+        options: &ServiceOptions,
+        metrics: &Metrics,
+    ) -> std::io::Result<Self> {
+        let options = ServiceOptions {
+            forecast: Forecast::of(&loaded.plan),
+            meters: Some(Meters::new(metrics, &id)),
+            ..options.clone()
+        };
         let names = |phase| loaded.devices(phase).into_iter().map(|(name, _)| name).collect();
         let (prefill_devices, decode_devices) = (names(Phase::Prefill), names(Phase::Decode));
         let file = &loaded.lowered.file;
@@ -133,9 +147,9 @@ impl ServedModel {
             took: loaded.took,
             plan: loaded.plan.clone(),
             work: if loaded.lowered.hyper.causal {
-                Work::Replies(Service::start(loaded.runner, loaded.text, queue)?)
+                Work::Replies(Service::start(loaded.runner, loaded.text, options)?)
             } else {
-                Work::Embeddings(Embedder::start(loaded.runner, queue)?)
+                Work::Embeddings(Embedder::start(loaded.runner, options.queue)?)
             },
             id,
             aliases: Vec::new(),
@@ -199,11 +213,17 @@ impl AppState {
             let id = model.id.as_str();
             let Some(service) = model.service() else { continue };
             let load = service.load();
-            metrics.requests_waiting.with_label_values(&[id]).set(load.waiting() as f64);
+            let waiting = service.waiting();
+            metrics.requests_waiting.with_label_values(&[id]).set(waiting as f64);
             metrics.requests_running.with_label_values(&[id]).set(load.running() as f64);
-            let (used, total) = load.kv_pages();
-            metrics.kv_pages.with_label_values(&[id, "used"]).set(used as f64);
-            metrics.kv_pages.with_label_values(&[id, "free"]).set((total - used) as f64);
+            let pages = load.pages();
+            for (state, count) in
+                [("used", pages.used), ("cached", pages.cached), ("free", pages.free)]
+            {
+                metrics.kv_pages.with_label_values(&[id, state]).set(count as f64);
+            }
+            let evictions = metrics.kv_evictions_total.with_label_values(&[id]);
+            evictions.inc_by((load.evicted() as f64 - evictions.get()).max(0.0));
         }
         for device in &self.devices {
             if let Some(busy) = device.sample().busy {

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,22 @@ impl Server {
 
     /// Serves `models`.
     pub(crate) fn of(models: &[&str], flags: &[&str]) -> Self {
-        let mut child =
-            start(command().arg("serve").args(models).args(["--port", "0"]).args(flags));
+        Self::run(command().arg("serve").args(models).args(["--port", "0"]).args(flags))
+    }
+
+    /// Serves the demo model with settings from the environment.
+    pub(crate) fn with_settings(settings: &[(&str, &str)], flags: &[&str]) -> Self {
+        let mut command = command();
+        Self::run(
+            command
+                .envs(settings.iter().copied())
+                .args(["serve", "demo", "--port", "0"])
+                .args(flags),
+        )
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = start(command);
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let mut said = String::new();
         let address = loop {

@@ -3,12 +3,19 @@
 //! A layer's pages lie in one domain, or in one for each phase where a plan moves them between the
 //! phases; both domains then have a place for every page, under the same number.
 
+mod keys;
+mod pages;
+
 use std::sync::Arc;
 
 use trefoil_devices_api::{
     AllocRequest, Buffer, Device, DeviceError, DomainId, KvPages, MemoryManager, Phase, Purpose,
 };
 use trefoil_graph::KvShape;
+
+pub use keys::PageKey;
+pub use pages::PageCounts;
+use pages::Pages;
 
 /// Number format of stored keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -38,7 +45,7 @@ pub struct KvPool {
     layers: Vec<Buffer>,
     /// Pages in decode of the layers that have other ones there.
     decode: Vec<Option<Buffer>>,
-    free: Vec<u32>,
+    pages: Pages,
 }
 
 impl KvPool {
@@ -60,13 +67,7 @@ impl KvPool {
             .zip(domains)
             .map(|(layer, &domain)| pages_in(memory, devices, layer_bytes(&layout, layer), domain))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            layout,
-            layers,
-            decode: vec![None; shapes.len()],
-            // Taken from the end: low numbers first, which keeps touched memory together.
-            free: (0..pages as u32).rev().collect(),
-        })
+        Ok(Self { layout, layers, decode: vec![None; shapes.len()], pages: Pages::new(pages) })
     }
 
     /// Adds places in the domains that layers have in decode, where they are other ones.
@@ -112,9 +113,24 @@ impl KvPool {
         }
     }
 
-    /// Pages that nobody holds.
+    /// Pages that nobody holds and that nothing is kept in.
     pub fn free_pages(&self) -> usize {
-        self.free.len()
+        self.pages.counts().free
+    }
+
+    /// Pages that sequences can get now: free ones, and those that are only kept.
+    pub fn available_pages(&self) -> usize {
+        self.pages.available()
+    }
+
+    /// How many pages are in which state.
+    pub fn counts(&self) -> PageCounts {
+        self.pages.counts()
+    }
+
+    /// Pages so far whose content was given up for another sequence, although it might have served one.
+    pub fn evicted_pages(&self) -> u64 {
+        self.pages.evicted()
     }
 
     /// All pages.
@@ -125,24 +141,52 @@ impl KvPool {
     /// Makes `pages` long enough for `tokens` tokens. False, and nothing taken, if there are too few.
     pub fn grow(&mut self, pages: &mut Vec<u32>, tokens: usize) -> bool {
         let need = tokens.div_ceil(self.layout.page_tokens).saturating_sub(pages.len());
-        if need > self.free.len() {
+        if need > self.pages.available() {
             return false;
         }
         for _ in 0..need {
-            pages.extend(self.free.pop());
+            pages.extend(self.pages.take());
         }
         true
     }
 
-    /// Takes every page back, whoever held it.
-    pub fn release_all(&mut self) {
-        self.free.clear();
-        self.free.extend((0..self.layout.pages as u32).rev());
+    /// Takes a sequence's pages back. Those with names are kept; the end of the sequence goes first.
+    pub fn release(&mut self, pages: &mut Vec<u32>) {
+        while let Some(page) = pages.pop() {
+            self.pages.release(page);
+        }
     }
 
-    /// Takes pages back.
-    pub fn release(&mut self, pages: &mut Vec<u32>) {
-        self.free.append(pages);
+    /// Lets one more sequence hold pages that are held.
+    pub fn share(&mut self, pages: &[u32]) {
+        pages.iter().for_each(|&page| self.pages.share(page));
+    }
+
+    /// The page of a name, held by one more; `None` if there is none.
+    pub fn find(&mut self, key: PageKey) -> Option<u32> {
+        let page = self.pages.find(key)?;
+        self.pages.share(page);
+        Some(page)
+    }
+
+    /// Does a sequence hold the page of a name?
+    pub fn is_held(&self, key: PageKey) -> bool {
+        self.pages.is_held(key)
+    }
+
+    /// Gives a full page its name, by which others find it. It must not be written again.
+    pub fn name(&mut self, page: u32, key: PageKey) {
+        self.pages.name(page, key);
+    }
+
+    /// Takes the name of a page away, so that its one holder may write it. False if others hold it.
+    pub fn make_writable(&mut self, page: u32) -> bool {
+        self.pages.make_writable(page)
+    }
+
+    /// Forgets what pages hold: those that were only kept are free.
+    pub fn forget_names(&mut self) {
+        self.pages.forget();
     }
 }
 
