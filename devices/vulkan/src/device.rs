@@ -1,7 +1,7 @@
 //! The device contract over Vulkan.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -14,7 +14,8 @@ use trefoil_devices_api::{
 use trefoil_graph::ops::RopeTable;
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels_vulkan::{
-    Features, Form, MOST_CANDIDATES, Program as Kernels, Tuning, Turns, supported, tables,
+    Counts, Features, Form, MOST_CANDIDATES, Program as Kernels, SPLIT, Tuning, Turns, supported,
+    tables,
 };
 use trefoil_telemetry::{Bytes, Clock, Nanos};
 
@@ -26,7 +27,7 @@ use crate::pipelines::Pipelines;
 use crate::program::VulkanSegment;
 use crate::transfer::Transfers;
 use crate::weights::{Residency, Stream};
-use crate::worker::{VulkanWorker, WorkerState};
+use crate::worker::{VulkanWorker, WorkerState, scratch_bytes};
 
 /// How a device is opened.
 #[derive(Clone, Debug)]
@@ -56,6 +57,8 @@ const EDGE: u32 = 16;
 const LOAD_QUEUE: usize = 1;
 /// Share of a card's memory that is used where the driver does not tell how much is free.
 const SHARE: f64 = 0.9;
+/// Tokens of context that scratch memory is taken for; more take more when they are there.
+const USUAL_CONTEXT: u32 = 8192;
 /// Copies over the bus, before anything is measured: PCIe 4.0 x16, half of its 32 GB/s.
 const BUS_BYTES_PER_SECOND: f64 = 16e9;
 /// Start of a copy: a submission and its wait.
@@ -76,6 +79,8 @@ struct VulkanDevice {
     residency: Residency,
     turns: Mutex<Vec<(Weak<RopeTable>, Weak<Allocation>)>>,
     tables: Arc<Allocation>,
+    /// Most scratch memory that a compiled program needs.
+    most_scratch: Arc<AtomicU64>,
     transfers: Arc<Transfers>,
     context: Arc<Context>,
 }
@@ -138,11 +143,13 @@ pub fn device(
     let tables = transfers.local(table_bytes.len() as u64, None)?;
     transfers.upload(&tables, 0, &table_bytes)?;
     let pipelines = Arc::new(Pipelines::new(&context, options.cache)?);
+    let most_scratch = Arc::new(AtomicU64::new(0));
     let worker = VulkanWorker {
         context: context.clone(),
         pipelines,
         transfers: transfers.clone(),
         memory: memory.clone(),
+        most_scratch: most_scratch.clone(),
         state: WorkerState::default(),
     };
     let queue = WorkQueue::start(&info.name, clock.clone(), move || worker);
@@ -168,6 +175,7 @@ pub fn device(
         residency: Residency::default(),
         turns: Mutex::default(),
         tables: Arc::new(tables),
+        most_scratch,
         transfers,
         context,
     }))
@@ -222,6 +230,16 @@ impl VulkanDevice {
         let form = Form { steady: bucket.phase == Phase::Decode, exact: self.exact };
         let max_rows = |rows| bucket.max_rows(rows);
         let kernels = Kernels::new(graph, segment, max_rows, self.features, form);
+        let counts = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let largest = Counts {
+            tokens: counts(bucket.max_tokens),
+            outputs: counts(bucket.max_outputs),
+            sequences: counts(bucket.max_outputs),
+            splits: USUAL_CONTEXT.div_ceil(SPLIT).next_power_of_two(),
+            page_tokens: 16,
+            half: true,
+        };
+        self.most_scratch.fetch_max(scratch_bytes(&kernels, &largest), Ordering::Relaxed);
         let (stream, weights) = match stage {
             Some(stage) => {
                 let (stream, weights) = Stream::new(stage, kernels.weights())?;

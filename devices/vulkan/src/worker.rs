@@ -1,6 +1,7 @@
 //! What the device's queue thread does: lays out a step, replays its recording, copies.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use trefoil_devices_api::{
@@ -8,7 +9,7 @@ use trefoil_devices_api::{
     Worker,
 };
 use trefoil_graph::StepInputs;
-use trefoil_kernels_vulkan::{Counts, Place, SPLIT, StepField};
+use trefoil_kernels_vulkan::{Counts, Place, Program as Kernels, SPLIT, StepField};
 use trefoil_telemetry::{Bytes, Nanos};
 
 use crate::context::Context;
@@ -50,12 +51,30 @@ impl Growing {
     }
 }
 
+/// Where the parts of scratch memory begin or how long they are in a step of these sizes: end of the slots,
+/// of attention's parts, of experts' lists; bytes of the rows as halves, and of a matrix as halves.
+fn places(kernels: &Kernels, counts: &Counts) -> [u64; 5] {
+    let slots: u64 = kernels.slots().iter().map(|bytes| bytes.next_multiple_of(PART)).sum();
+    let partials = slots + kernels.partial_bytes(counts).next_multiple_of(PART);
+    let groups = partials + kernels.group_bytes(counts).next_multiple_of(PART);
+    let [halves, unpacked] = kernels.half_bytes(counts).map(|b| b.next_multiple_of(PART));
+    [slots, partials, groups, halves, unpacked]
+}
+
+/// Bytes of scratch memory that a program takes in a step of these sizes.
+pub(crate) fn scratch_bytes(kernels: &Kernels, counts: &Counts) -> u64 {
+    let [_, _, groups, halves, unpacked] = places(kernels, counts);
+    groups + halves + 2 * unpacked
+}
+
 /// State of the queue's thread.
 pub(crate) struct VulkanWorker {
     pub(crate) context: Arc<Context>,
     pub(crate) pipelines: Arc<Pipelines>,
     pub(crate) transfers: Arc<Transfers>,
     pub(crate) memory: MemoryManager,
+    /// Most scratch memory that a compiled program needs.
+    pub(crate) most_scratch: Arc<AtomicU64>,
     pub(crate) state: WorkerState,
 }
 
@@ -215,13 +234,12 @@ impl VulkanWorker {
         step: Arc<Allocation>,
     ) -> Result<Parts, DeviceError> {
         let kernels = &segment.kernels;
-        let slots: u64 = kernels.slots().iter().map(|bytes| bytes.next_multiple_of(PART)).sum();
-        let partials = slots + kernels.partial_bytes(counts).next_multiple_of(PART);
-        let groups = partials + kernels.group_bytes(counts).next_multiple_of(PART);
-        let [halves, unpacked] = kernels.half_bytes(counts).map(|b| b.next_multiple_of(PART));
-        let need = groups + halves + 2 * unpacked;
+        let [slots, partials, groups, halves, unpacked] = places(kernels, counts);
+        let need = scratch_bytes(kernels, counts);
+        // All that any program will need, so that it is taken once.
+        let most = self.most_scratch.load(Ordering::Relaxed);
         let (context, memory, transfers) = (&self.context, &self.memory, &self.transfers);
-        let scratch = self.state.scratch.at_least(need.max(1 << 16), |len| {
+        let scratch = self.state.scratch.at_least(need.max(most).max(1 << 16), |len| {
             let reservation = memory.reserve(context.domain, Bytes(len), "scratch")?;
             transfers.local(len, Some(reservation))
         })?;
