@@ -2,13 +2,14 @@ use std::sync::Arc;
 
 use trefoil_devices_api::{
     AllocRequest, Binding, Bucket, Buffer, CompileError, Completion, Device, DeviceError,
-    DeviceInfo, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason, MemoryManager,
-    OpQuery, Program, Sample, Submission, SubmissionId, Support, WorkQueue, check_segment,
+    DeviceInfo, DomainId, DomainInfo, Dropped, Job, Limits, Link, MemoryManager, OpQuery, Program,
+    Sample, Submission, SubmissionId, Support, WorkQueue, check_segment,
 };
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels::host::{HostKernels, HostProgram, HostScratch};
-use trefoil_telemetry::{Bytes, Clock, host_memory};
+use trefoil_telemetry::{Bytes, Clock};
 
+use crate::side::HostSide;
 use crate::worker::HostWorker;
 
 /// What makes one host device differ from another.
@@ -29,36 +30,20 @@ pub struct HostDeviceSpec {
 #[derive(Debug)]
 pub struct HostDevice {
     info: DeviceInfo,
-    domains: [DomainInfo; 1],
-    limits: Limits,
     support: fn(&OpQuery<'_>) -> Support,
-    memory: MemoryManager,
-    queue: WorkQueue,
+    side: HostSide,
 }
 
 impl HostDevice {
     /// Starts the device's queue thread.
     pub fn new(spec: HostDeviceSpec) -> Self {
-        let size = host_memory().total;
         let kernels = spec.kernels;
         let queue = WorkQueue::start(&spec.info.name, spec.clock, move || HostWorker {
             kernels,
             scratch: HostScratch::default(),
         });
-        Self {
-            info: spec.info,
-            domains: [DomainInfo { id: DomainId::HOST, size, alignment: 64, host_visible: true }],
-            limits: Limits {
-                queues: 1,
-                load_queue: None,
-                submission: None,
-                buffer: None,
-                largest: 0,
-            },
-            support: spec.support,
-            memory: spec.memory,
-            queue,
-        }
+        let side = HostSide::new(&spec.info.name, spec.memory, queue);
+        Self { info: spec.info, support: spec.support, side }
     }
 }
 
@@ -91,15 +76,15 @@ impl Device for HostDevice {
     }
 
     fn domains(&self) -> &[DomainInfo] {
-        &self.domains
+        self.side.domains()
     }
 
     fn link(&self, from: DomainId, to: DomainId) -> Link {
-        if from == DomainId::HOST && to == DomainId::HOST { Link::Native } else { Link::Never }
+        self.side.link(from, to)
     }
 
     fn limits(&self) -> &Limits {
-        &self.limits
+        self.side.limits()
     }
 
     fn support(&self, query: &OpQuery<'_>) -> Support {
@@ -125,37 +110,26 @@ impl Device for HostDevice {
     }
 
     fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError> {
-        if request.domain != DomainId::HOST {
-            return Err(DeviceError::BadRequest {
-                what: format!("memory for {}", self.info.name),
-                expected: DomainId::HOST.to_string(),
-                got: request.domain.to_string(),
-            });
-        }
-        self.memory.host_buffer(request.bytes, request.purpose.holder())
+        self.side.alloc(request)
     }
 
     fn import(&self, foreign: &Buffer) -> Result<Buffer, DeviceError> {
-        foreign.read().map(|_| foreign.clone())
+        self.side.import(foreign)
     }
 
     fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError> {
-        self.queue.submit(queue, work)
+        self.side.submit(queue, work)
     }
 
     fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
-        self.queue.drain(out)
+        self.side.drain(out)
     }
 
     fn sample(&self) -> Sample {
-        let (busy, free) = (self.queue.load(), host_memory().available);
-        Sample { busy, free, ..Sample::default() }
+        self.side.sample()
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        if self.queue.is_alive() {
-            return Ok(());
-        }
-        Err(DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 })
+        self.side.reset()
     }
 }

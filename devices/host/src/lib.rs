@@ -3,7 +3,9 @@
 //! work that only moves bytes ([`move_bytes`]).
 
 mod device;
+mod side;
 mod worker;
 
 pub use device::{HostDevice, HostDeviceSpec};
+pub use side::HostSide;
 pub use worker::{Floats, FloatsMut, ProgramRun, move_bytes};

@@ -7,14 +7,15 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use trefoil_devices_api::{
     AllocRequest, Bucket, Buffer, CompileError, Completion, Device, DeviceError, DeviceInfo,
-    DeviceKind, DomainId, DomainInfo, Dropped, Job, Limits, Link, LostReason, MemoryManager,
-    OpQuery, Program, Sample, Submission, SubmissionId, Support, WorkQueue, check_segment,
+    DeviceKind, DomainId, DomainInfo, Dropped, Job, Limits, Link, MemoryManager, OpQuery, Program,
+    Sample, Submission, SubmissionId, Support, WorkQueue, check_segment,
 };
+use trefoil_devices_host::HostSide;
 use trefoil_graph::{LayerGraph, Segment};
 use trefoil_kernels_npu::{
     KERNEL_SET, NumericForm, Part, PartWeights, Stage, describe, identity, model, refusal, stages,
 };
-use trefoil_telemetry::{Bytes, Clock, Nanos, host_memory};
+use trefoil_telemetry::{Bytes, Clock, Nanos};
 
 use crate::cache::Cache;
 use crate::compile::{Keep, Source, compile};
@@ -32,10 +33,7 @@ use crate::{NpuError, NpuOptions, runtime};
 #[derive(Debug)]
 pub struct NpuDevice {
     info: DeviceInfo,
-    domains: [DomainInfo; 1],
-    limits: Limits,
-    memory: MemoryManager,
-    queue: WorkQueue,
+    side: HostSide,
     provider: Chosen,
     form: NumericForm,
     shapes: Vec<usize>,
@@ -83,21 +81,7 @@ impl NpuDevice {
                 kernel_set: format!("{KERNEL_SET}-{}", options.form),
                 only_when_named: stand_in,
             },
-            domains: [DomainInfo {
-                id: DomainId::HOST,
-                size: host_memory().total,
-                alignment: 64,
-                host_visible: true,
-            }],
-            limits: Limits {
-                queues: 1,
-                load_queue: None,
-                submission: None,
-                buffer: None,
-                largest: 0,
-            },
-            memory,
-            queue: WorkQueue::start(name, clock, NpuWorker::default),
+            side: HostSide::new(name, memory, WorkQueue::start(name, clock, NpuWorker::default)),
             provider,
             form: options.form,
             shapes: options.shapes.clone(),
@@ -184,7 +168,7 @@ impl NpuDevice {
             return Err(CompileError::Refused { what, reason });
         }
         let weight_bytes = weights.data.len() as u64;
-        let memory = self.memory.reserve(DomainId::HOST, Bytes(weight_bytes), "weights")?;
+        let memory = self.side.memory().reserve(DomainId::HOST, Bytes(weight_bytes), "weights")?;
         let written = Arc::new(model(graph, part, weights, rows));
         let source = Source { model: written.clone(), weights: weights.data.clone() };
         let cache = self.cache.as_ref().filter(|_| self.provider.keeps_compiled());
@@ -205,15 +189,15 @@ impl Device for NpuDevice {
     }
 
     fn domains(&self) -> &[DomainInfo] {
-        &self.domains
+        self.side.domains()
     }
 
     fn link(&self, from: DomainId, to: DomainId) -> Link {
-        if from == DomainId::HOST && to == DomainId::HOST { Link::Native } else { Link::Never }
+        self.side.link(from, to)
     }
 
     fn limits(&self) -> &Limits {
-        &self.limits
+        self.side.limits()
     }
 
     /// Which ops have an ONNX form; whether the provider takes a segment of them only compiling tells.
@@ -247,37 +231,26 @@ impl Device for NpuDevice {
     }
 
     fn alloc(&self, request: AllocRequest) -> Result<Buffer, DeviceError> {
-        if request.domain != DomainId::HOST {
-            return Err(DeviceError::BadRequest {
-                what: format!("memory for {}", self.info.name),
-                expected: DomainId::HOST.to_string(),
-                got: request.domain.to_string(),
-            });
-        }
-        self.memory.host_buffer(request.bytes, request.purpose.holder())
+        self.side.alloc(request)
     }
 
     fn import(&self, foreign: &Buffer) -> Result<Buffer, DeviceError> {
-        foreign.read().map(|_| foreign.clone())
+        self.side.import(foreign)
     }
 
     fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError> {
-        self.queue.submit(queue, work)
+        self.side.submit(queue, work)
     }
 
     fn drain(&self, out: &mut Vec<Completion>) -> Dropped {
-        self.queue.drain(out)
+        self.side.drain(out)
     }
 
     fn sample(&self) -> Sample {
-        let (busy, free) = (self.queue.load(), host_memory().available);
-        Sample { busy, free, ..Sample::default() }
+        self.side.sample()
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        if self.queue.is_alive() {
-            return Ok(());
-        }
-        Err(DeviceError::Lost { reason: LostReason::Panicked, epoch: 0 })
+        self.side.reset()
     }
 }
