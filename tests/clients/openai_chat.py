@@ -2,7 +2,7 @@
 
 Run by the end-to-end tests, with JSON on standard input: url and keyed_url of two servers of the
 demo model (the second asks for key), prompt and reply (text of the greedy answer), ids of the
-models. The first server has two places in its queue.
+models. The first server makes one reply at a time and has two places in its queue.
 """
 
 import json

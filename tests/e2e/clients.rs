@@ -26,7 +26,7 @@ pub(crate) fn run_script(python: &std::path::Path, name: &str, facts: &Value) {
 #[test]
 fn the_python_client_is_served() {
     let Some(python) = python() else { return };
-    let server = Server::start(&["--max-queue", "2"]);
+    let server = Server::start(&["--max-queue", "2", "--max-sequences", "1"]);
     let keyed = Server::start(&["--api-key", "s3cret"]);
     let reply = safe_reply();
     let facts = json!({
