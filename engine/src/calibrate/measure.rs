@@ -201,6 +201,8 @@ impl<'t> Turn<'_, 't> {
         if round(&kept) * *RUNS.start() as f64 > left() {
             kept.retain(|item| !item.fine);
         }
+        // One target after another on the same rows: the next run finds other weights in the caches.
+        kept.sort_by_key(|item| (item.shape.tokens, item.shape.past));
         self.items = kept;
         let busy = self.busy(ready)?;
         for number in 0..*RUNS.end() {
