@@ -14,7 +14,7 @@ use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 use ort::value::Tensor;
 use trefoil_npu_test_provider::library;
-use trefoil_tests::golden;
+use trefoil_tests::npu::runtime;
 use trefoil_tests::numbers::nmse;
 use trefoil_tests::onnx::Attribute::{Float, Int, Ints};
 use trefoil_tests::onnx::{OnnxWriter, U8};
@@ -22,24 +22,6 @@ use trefoil_tests::onnx::{OnnxWriter, U8};
 const ROWS: usize = 4;
 const WIDTH: usize = 64;
 const HIDDEN: usize = 96;
-
-/// The folder of ONNX Runtime's library.
-fn runtime() -> Option<PathBuf> {
-    let named = std::env::var_os("TREFOIL_NPU_RUNTIME").filter(|path| !path.is_empty());
-    let wheel = || {
-        let lib = golden::data().join("../../.venv/lib");
-        let folders = std::fs::read_dir(lib).ok()?.flatten();
-        let folders = folders.map(|entry| entry.path().join("site-packages/onnxruntime/capi"));
-        folders.filter(|folder| folder.is_dir()).max()
-    };
-    let found = named.map(PathBuf::from).or_else(wheel);
-    let expected = std::env::var_os("TREFOIL_EXPECT_NPU").is_some();
-    assert!(found.is_some() || !expected, "TREFOIL_EXPECT_NPU is set, .venv has no onnxruntime");
-    if found.is_none() {
-        println!("skipped: no ONNX Runtime in .venv");
-    }
-    found
-}
 
 /// ONNX Runtime with the provider registered, once in a process.
 fn environment() -> Option<&'static Environment> {

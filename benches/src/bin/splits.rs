@@ -11,14 +11,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use trefoil_devices_api::{DomainId, Phase};
+use trefoil_devices_api::DomainId;
 use trefoil_engine::backends::{BackendOptions, Backends};
 use trefoil_engine::bench::{Case, Rig, Spread, Work};
 use trefoil_engine::calibrate::{
     CalibrationOptions, Costs, Effort, Silent, Store, When, calibrate, keep,
 };
 use trefoil_engine::model::{Lowered, ModelOptions, open_file};
-use trefoil_graph::{LayerGraph, LowerOptions, StepShape};
+use trefoil_graph::LowerOptions;
 use trefoil_scheduler::policy::{PolicyFile, Resolved};
 use trefoil_scheduler::{BucketPlan, Pin, Plan, Size};
 use trefoil_telemetry::Bytes;
@@ -208,8 +208,12 @@ impl<'a> Bench<'a> {
 
     /// Predicted by measured times.
     fn off(&self, plan: &Plan, times: Times) -> Option<String> {
-        let predicted = predict(self.settings, &self.lowered.graph, plan, self.costs)?;
-        let (prompt, token) = (predicted.prompt / times.prompt, predicted.token / times.token);
+        let options = ModelOptions::default();
+        let Settings { prompt, generate, .. } = *self.settings;
+        let (past, kv) = (prompt + generate / 2, options.kv_type.bytes() as f64);
+        let chunks = (prompt, options.chunk);
+        let predicted = self.costs.request(&self.lowered.graph, plan, chunks, past, kv)?;
+        let (prompt, token) = (predicted[0] / times.prompt, predicted[1] / times.token);
         Some(format!("  predicted: prompt x {prompt:.3}, token x {token:.3}"))
     }
 
@@ -246,26 +250,6 @@ fn row(settings: &Settings, times: Times, bytes: Bytes) -> String {
         1.0 / times.token,
         times.request()
     )
-}
-
-/// What the costs say of a plan.
-fn predict(settings: &Settings, graph: &LayerGraph, plan: &Plan, costs: &Costs) -> Option<Times> {
-    let chunk = ModelOptions::default().chunk;
-    let bucket = |phase: Phase| plan.buckets.iter().find(|bucket| bucket.bucket.phase == phase);
-    let step = |bucket: &BucketPlan, tokens: usize, past: usize, outputs: u64| {
-        let shape =
-            StepShape { rows_out: outputs, ..StepShape::prefill(tokens as u64, past as u64) };
-        costs.step(graph, bucket, &shape)
-    };
-    let prompt = settings.prompt;
-    let prefill = bucket(Phase::Prefill)?;
-    let chunks = (0..prompt).step_by(chunk).map(|past| {
-        let rows = chunk.min(prompt - past);
-        step(prefill, rows, past, u64::from(past + rows == prompt))
-    });
-    let prompt_seconds = chunks.sum::<Option<f64>>()?;
-    let past = prompt + settings.generate / 2;
-    Some(Times { prompt: prompt_seconds, token: step(bucket(Phase::Decode)?, 1, past, 1)? })
 }
 
 /// How often each device has a unit, by phase.

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use trefoil_devices_api::{Device, Phase};
-use trefoil_graph::StepShape;
+use trefoil_devices_api::Device;
 use trefoil_scheduler::cost::{CostModel, OpClass};
 use trefoil_scheduler::fit::median;
 use trefoil_scheduler::profile::DeviceProfile;
-use trefoil_scheduler::{BucketPlan, Pin, Plan};
+use trefoil_scheduler::{Pin, Plan};
 
 use super::measure::{Timed, measure};
 use super::targets::{Grid, Target, What};
@@ -281,23 +280,10 @@ fn request(
         }
     }
     runner.end(sequence);
-    let bucket = |phase: Phase| plan.buckets.iter().find(|bucket| bucket.bucket.phase == phase);
+    let past = prompt + GENERATED / 2;
     let kv = options.kv_type.bytes() as f64;
-    let step = |bucket: Option<&BucketPlan>, tokens: usize, past: usize, outputs: u64| {
-        let shape = StepShape {
-            rows_out: outputs,
-            kv_element_bytes: kv,
-            ..StepShape::prefill(tokens as u64, past as u64)
-        };
-        bucket.and_then(|bucket| costs.step(&lowered.graph, bucket, &shape)).unwrap_or(f64::NAN)
-    };
-    let chunk = options.chunk.min(prompt).max(1);
-    let chunks = (0..prompt).step_by(chunk).map(|past| {
-        let rows = chunk.min(prompt - past);
-        step(bucket(Phase::Prefill), rows, past, u64::from(past + rows == prompt))
-    });
-    let predicted_first = chunks.sum();
-    let predicted_token = step(bucket(Phase::Decode), 1, prompt + GENERATED / 2, 1);
+    let predicted = costs.request(&lowered.graph, plan, (prompt, options.chunk), past, kv);
+    let [predicted_first, predicted_token] = predicted.unwrap_or([f64::NAN; 2]);
     Ok(Timing {
         placement,
         prompt,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use trefoil_devices_api::{Device, DomainId};
+use trefoil_devices_api::{Device, DomainId, Phase};
 use trefoil_graph::{LayerGraph, StepShape, UnitId};
 use trefoil_scheduler::BucketPlan;
 use trefoil_scheduler::Plan;
@@ -250,6 +250,34 @@ impl Costs {
         let bytes = graph.node(graph.output()).shape.bytes(step) as f64;
         sum += copy(&last.domain, &DomainId::HOST.to_string(), bytes);
         Some(sum)
+    }
+
+    /// Predicted seconds of a prompt read in chunks of at most `chunk` tokens, and of a token after `past`
+    /// others.
+    pub fn request(
+        &self,
+        graph: &LayerGraph,
+        plan: &Plan,
+        (prompt, chunk): (usize, usize),
+        past: usize,
+        kv_element_bytes: f64,
+    ) -> Option<[f64; 2]> {
+        let bucket = |phase| plan.buckets.iter().find(|bucket| bucket.bucket.phase == phase);
+        let step = |bucket: &BucketPlan, tokens: usize, past: usize, last: bool| {
+            let shape = StepShape {
+                rows_out: u64::from(last),
+                kv_element_bytes,
+                ..StepShape::prefill(tokens as u64, past as u64)
+            };
+            self.step(graph, bucket, &shape)
+        };
+        let prefill = bucket(Phase::Prefill)?;
+        let chunks = (0..prompt).step_by(chunk.max(1)).map(|past| {
+            let rows = chunk.max(1).min(prompt - past);
+            step(prefill, rows, past, past + rows == prompt)
+        });
+        let first = chunks.sum::<Option<f64>>()?;
+        Some([first, step(bucket(Phase::Decode)?, 1, past, true)?])
     }
 
     /// Predicted seconds of a recorded segment, at the step's own tokens and past; `None` of parts of

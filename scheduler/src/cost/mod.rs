@@ -10,6 +10,8 @@ mod correction;
 mod local;
 mod ridge;
 
+use std::cell::LazyCell;
+
 use trefoil_graph::ops::{Op, OpCost};
 use trefoil_graph::{BlockType, LayerGraph, NodeIndex, StepShape, UnitId, Weight};
 use trefoil_telemetry::Bytes;
@@ -188,12 +190,10 @@ impl CostModel<'_> {
         let (padded, _) = Self::padded(device, step);
         let (rows, past) = (padded.tokens as f64, padded.past as f64);
         // Ops in one program may share launches and find their inputs in a cache, and units too.
-        let of = |signature: &dyn Fn() -> String| {
-            self.corrections.local(&device.name, signature, rows, past)
-        };
-        let own = of(&|| unit_signature(self.graph, unit));
-        let in_layer = of(&|| in_layer(&unit_signature(self.graph, unit)));
-        Ok(sum * own * in_layer)
+        let signature = LazyCell::new(|| unit_signature(self.graph, unit));
+        let own = self.corrections.local(&device.name, || signature.clone(), rows, past);
+        let beside = || in_layer(&signature);
+        Ok(sum * own * self.corrections.local(&device.name, beside, rows, past))
     }
 
     /// Cost of the whole model on one device in a step.
