@@ -7,7 +7,7 @@ use trefoil_devices_api::{Bucket, Device, DeviceError, DeviceKind, Phase};
 use trefoil_graph::{
     Hyper, LayerGraph, LowerError, LowerOptions, ModelFile, ModelFileError, lower, ops::Op,
 };
-use trefoil_scheduler::planner::PlannerError;
+use trefoil_scheduler::planner::{Goal, PlannerError};
 use trefoil_scheduler::policy::{PolicyError, Resolved};
 use trefoil_scheduler::{
     BucketPlan, DeviceFacts, ModelRef, Pin, PlaceError, Plan, PlanError, Request, place,
@@ -380,7 +380,11 @@ impl Lowered {
         if let Some(domains) = &plan.kv_decode {
             kv = kv.with_decode_domains(&backends.memory, &backends.devices, domains)?;
         }
-        let executor = Executor::new(&self.graph, plan, &backends.devices, &backends.memory, kv)?;
+        let mut executor =
+            Executor::new(&self.graph, plan, &backends.devices, &backends.memory, kv)?;
+        let saves =
+            options.policy.as_ref().is_some_and(|policy| policy.policy.objective == Goal::Energy);
+        executor.keep_awake(!saves);
         let vocabulary = self.vocabulary();
         // A plan that was given says itself for how long a sequence it is.
         let longest = match (&options.plan, options.context) {

@@ -28,6 +28,7 @@ const SINGLE: &[(&str, &str, &[&str])] = &[
     ("elementwise", "elementwise", &[]),
     ("route", "route", &[]),
     ("candidates", "candidates", &[]),
+    ("awake", "awake", &[]),
     ("experts_group", "experts_group", &[]),
     ("experts_sum", "experts_sum", &[]),
 ];

@@ -174,6 +174,7 @@ fn a_driver_that_lacks_something_is_named_with_what_it_lacks() {
         cache: None,
         memory_limit: None,
         max_part: None,
+        keep_awake: None,
         fault: None,
     };
     let memory = MemoryManager::default();

@@ -23,8 +23,11 @@ fn silent(backends: &Backends, after: &str) {
 fn the_validation_layer_has_nothing_to_say() {
     trefoil_telemetry::start_logging("warn", trefoil_telemetry::LogFormat::Text, false);
     for exact in [true, false] {
-        let mut backends =
-            Backends::detect(BackendOptions { validate: true, ..gpu_options(exact) });
+        let mut backends = Backends::detect(BackendOptions {
+            validate: true,
+            keep_awake: Some(true),
+            ..gpu_options(exact)
+        });
         if !has_gpu(&backends) {
             return;
         }

@@ -215,6 +215,7 @@ fn pages_go_from_card_to_card_by_way_of_the_host() {
         memory_limit: None,
         tuning: Tuning::default(),
         max_part: None,
+        keep_awake: None,
         fault: None,
     };
     let clock = Arc::new(SystemClock::default());

@@ -1,7 +1,7 @@
 //! Plans by predicted cost against splits made by hand, where a GPU's memory does not hold the model.
 //!
 //! `splits MODEL [--caps 2GiB,3GiB,4GiB] [--devices cpu0,gpu0] [--prompt 512] [--generate 32]
-//!  [--every 1] [--runs 3] [--cache DIR]`
+//!  [--every 1] [--runs 3] [--cache DIR] [--keep-awake yes|no]`
 //!
 //! Calibrates the two devices, then measures by hand, with no limit: the first k layers on the second
 //! device, and the attention of all layers with the feed-forward parts of the first k. Then, for each
@@ -37,6 +37,8 @@ struct Settings {
     every: usize,
     runs: usize,
     cache: PathBuf,
+    /// Are cards kept awake while they wait? `None`: as they usually are.
+    keep_awake: Option<bool>,
 }
 
 impl Settings {
@@ -50,6 +52,7 @@ impl Settings {
             every: 1,
             runs: 3,
             cache: std::env::temp_dir().join("trefoil-splits"),
+            keep_awake: None,
         };
         let mut caps = "2GiB,3GiB,4GiB".to_owned();
         let mut arguments = std::env::args().skip(1);
@@ -67,10 +70,11 @@ impl Settings {
                 "--every" => settings.every = value()?.parse()?,
                 "--runs" => settings.runs = value()?.parse()?,
                 "--cache" => settings.cache = value()?.into(),
+                "--keep-awake" => settings.keep_awake = Some(value()? == "yes"),
                 _ => settings.model = argument,
             }
         }
-        let sizes = caps.split(',').map(|text| Ok(text.parse::<Size>()?.0));
+        let sizes = caps.split(',').filter(|text| !text.is_empty()).map(|text| Ok(text.parse::<Size>()?.0));
         settings.caps = sizes.collect::<Result<_, Error>>()?;
         if settings.model.is_empty() {
             return Err("expected a model".into());
@@ -80,7 +84,9 @@ impl Settings {
 
     fn backends(&self, gpu_memory: Option<Bytes>) -> Backends {
         let named = self.devices.to_vec();
-        Backends::detect(BackendOptions { named, gpu_memory, ..BackendOptions::default() })
+        let keep_awake = self.keep_awake;
+        let options = BackendOptions { named, gpu_memory, keep_awake, ..BackendOptions::default() };
+        Backends::detect(options)
     }
 
     fn options(&self) -> Result<ModelOptions, Error> {
@@ -165,6 +171,9 @@ impl<'a> Bench<'a> {
             prompt: median(cases[0])? * cases[0].tokens_each() as f64,
             token: median(cases[1])?,
         };
+        if std::env::var_os("SPLITS_HOLDERS").is_some() {
+            println!("  {:?}", self.backends.memory.holders(self.domain));
+        }
         Ok((times, self.backends.memory.used(self.domain)))
     }
 
@@ -252,6 +261,15 @@ fn row(settings: &Settings, times: Times, bytes: Bytes) -> String {
     )
 }
 
+/// The pieces of a bucket, in order.
+fn outline(lowered: &Lowered, bucket: &BucketPlan) -> String {
+    let pieces = bucket.pieces(&lowered.graph);
+    let pieces = pieces.iter().map(|piece| {
+        format!("{} {}{}", piece.name, piece.device, if piece.streamed { " streamed" } else { "" })
+    });
+    pieces.collect::<Vec<_>>().join(", ")
+}
+
 /// How often each device has a unit, by phase.
 fn describe(plan: &Plan) -> String {
     let of = |bucket: &BucketPlan| {
@@ -304,6 +322,12 @@ fn main() -> Result<(), Error> {
         println!("\nmemory of {}: at most {cap}", settings.devices[1]);
         let plan = lowered.plan(&backends, &settings.options()?)?;
         println!("planned: {}", describe(&plan));
+        for bucket in &plan.buckets {
+            println!("  {}: {}", bucket.bucket.phase.name(), outline(&lowered, bucket));
+        }
+        for memory in &plan.memory {
+            println!("  {memory:?}");
+        }
         let fitting = || sweep.iter().filter(|measured| measured.bytes <= cap);
         let best = |by: fn(&Measured) -> f64| fitting().min_by(|a, b| by(a).total_cmp(&by(b)));
         let by_request = best(|m| m.times.request());
@@ -319,7 +343,8 @@ fn main() -> Result<(), Error> {
         let mut turns: [Vec<Times>; 2] = [Vec::new(), Vec::new()];
         for _ in 0..3 {
             let (times, bytes) = bench.measure(&plan, settings.runs)?;
-            println!("{:<28} {}", "planned", row(&settings, times, bytes));
+            let off = bench.off(&plan, times).unwrap_or_default();
+            println!("{:<28} {}{off}", "planned", row(&settings, times, bytes));
             turns[0].push(times);
             if let Some(best) = by_request {
                 match bench.measure(&best.plan, settings.runs) {

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use trefoil_graph::{LayerGraph, NodeIndex, Rows, Segment};
 use trefoil_telemetry::{Bytes, Nanos};
@@ -325,6 +326,10 @@ pub trait Device: Debug + Send + Sync {
     fn submit(&self, queue: usize, work: Submission) -> Result<SubmissionId, DeviceError>;
     /// Moves the records of finished work to `out`. Never blocks.
     fn drain(&self, out: &mut Vec<Completion>) -> Dropped;
+    /// Work is going to come again and again within this time, with pauses in between: where the
+    /// processor would sink to low clocks in them and is slower for it then, it is kept from that. Costs
+    /// power; a hint, which most devices pass over.
+    fn keep_awake(&self, _time: Duration) {}
     /// Live readings.
     fn sample(&self) -> Sample;
     /// Begins a new epoch after a loss: older handles are dead.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use trefoil_devices_api::{
@@ -20,6 +21,7 @@ use trefoil_kernels_vulkan::{
 use trefoil_telemetry::{Bytes, Clock, Nanos};
 
 use crate::adapter::{Adapter, AdapterKind};
+use crate::awake::Keeper;
 use crate::context::Context;
 use crate::loader::Loader;
 use crate::memory::Allocation;
@@ -46,6 +48,8 @@ pub struct VulkanOptions {
     pub tuning: Tuning,
     /// Largest piece of a weight in one buffer, below the device's own limit (for tests).
     pub max_part: Option<u64>,
+    /// May it be kept awake ([`Device::keep_awake`])? `None`: if it is a card of its own.
+    pub keep_awake: Option<bool>,
     /// Once true, every submission ends as if the driver had said that the device is lost (for
     /// tests of what follows).
     pub fault: Option<Arc<AtomicBool>>,
@@ -74,6 +78,8 @@ struct VulkanDevice {
     memory: MemoryManager,
     // The queue's thread ends before what it uses is dropped.
     queue: WorkQueue,
+    /// Keeps it awake between pieces of work, if that is of use.
+    keeper: Option<Keeper>,
     /// Streams weights to memory of its own.
     loader: Option<WorkQueue>,
     residency: Residency,
@@ -144,9 +150,13 @@ pub fn device(
     transfers.upload(&tables, 0, &table_bytes)?;
     let pipelines = Arc::new(Pipelines::new(&context, options.cache)?);
     let most_scratch = Arc::new(AtomicU64::new(0));
+    // Clocks of a part of the processor take from the processor's own.
+    let keep_awake = options.keep_awake.unwrap_or(adapter.kind == AdapterKind::Discrete);
+    let keeper = keep_awake.then(|| Keeper::start(&context, &pipelines)).transpose()?;
     let worker = VulkanWorker {
         context: context.clone(),
         pipelines,
+        wakefulness: keeper.as_ref().map(|keeper| keeper.shared().clone()),
         transfers: transfers.clone(),
         memory: memory.clone(),
         most_scratch: most_scratch.clone(),
@@ -171,6 +181,7 @@ pub fn device(
         exact: options.exact,
         memory,
         queue,
+        keeper,
         loader,
         residency: Residency::default(),
         turns: Mutex::default(),
@@ -380,6 +391,12 @@ impl Device for VulkanDevice {
         let Dropped(computed) = self.queue.drain(out);
         let loaded = self.loader.as_ref().map_or(0, |loader| loader.drain(out).0);
         Dropped(computed + loaded)
+    }
+
+    fn keep_awake(&self, time: Duration) {
+        if let Some(keeper) = &self.keeper {
+            keeper.shared().keep(time);
+        }
     }
 
     fn sample(&self) -> Sample {

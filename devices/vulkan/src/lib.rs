@@ -9,6 +9,7 @@
 //! `memory`, `pipelines`, `profile`, `recording`, `stopwatch`, `transfer`, `weights`.
 
 mod adapter;
+mod awake;
 mod context;
 mod device;
 mod instance;

@@ -1,6 +1,7 @@
 //! Buffers with addresses: of the device's own memory, seen by the host, or imported from it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ash::vk;
 use trefoil_devices_api::{Buffer, DeviceError, Reservation};
@@ -236,6 +237,17 @@ impl Allocation {
             let to = self.mapped.add(offset as usize);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
         }
+    }
+
+    /// Sets the first word, which the device may be reading: it sees the old or the new one.
+    ///
+    /// # Panics
+    /// If it is not mapped, or shorter than a word.
+    pub(crate) fn signal(&self, word: u32) {
+        assert!(self.is_mapped() && self.len >= 4, "signal inside");
+        // SAFETY: the mapped range has a word (checked) and begins on a page's boundary; the host
+        // reaches this word by atomic stores alone.
+        unsafe { AtomicU32::from_ptr(self.mapped.cast()) }.store(word, Ordering::SeqCst);
     }
 
     /// Copies from `offset` to `bytes`; conditions as [`Allocation::write`].

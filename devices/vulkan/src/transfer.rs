@@ -69,13 +69,14 @@ impl Commands {
             .map_err(|result| self.context.error("vkEndCommandBuffer", result))
     }
 
-    /// Begins what was recorded, on the queue for copies beside the work. [`Self::wait`] comes next.
-    fn begin(&self) -> Result<(), DeviceError> {
-        self.context.begin(self.buffer, self.fence, true)
+    /// Begins what was recorded, on the queue for work or on the one for copies beside it.
+    /// [`Self::wait`] comes next.
+    pub(crate) fn begin(&self, beside: bool) -> Result<(), DeviceError> {
+        self.context.begin(self.buffer, self.fence, beside)
     }
 
     /// Waits for what was begun.
-    fn wait(&self) -> Result<(), DeviceError> {
+    pub(crate) fn wait(&self) -> Result<(), DeviceError> {
         self.context.wait(self.fence)
     }
 
@@ -172,7 +173,7 @@ impl Ring {
         }
         let slot = &mut self.slots[self.at];
         record_copy(&slot.commands, &slot.up, to, &regions)?;
-        slot.commands.begin()?;
+        slot.commands.begin(true)?;
         slot.busy = true;
         self.at = 1 - self.at;
         Ok(())

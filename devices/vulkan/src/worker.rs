@@ -12,6 +12,7 @@ use trefoil_graph::StepInputs;
 use trefoil_kernels_vulkan::{Counts, Place, Program as Kernels, SPLIT, StepField};
 use trefoil_telemetry::{Bytes, Nanos};
 
+use crate::awake::Wakefulness;
 use crate::context::Context;
 use crate::largest::LargestRecording;
 use crate::memory::{Allocation, Kind};
@@ -75,6 +76,8 @@ pub(crate) struct VulkanWorker {
     pub(crate) memory: MemoryManager,
     /// Most scratch memory that a compiled program needs.
     pub(crate) most_scratch: Arc<AtomicU64>,
+    /// Says when the queue is at work, where the card is kept awake meanwhile.
+    pub(crate) wakefulness: Option<Arc<Wakefulness>>,
     pub(crate) state: WorkerState,
 }
 
@@ -93,6 +96,8 @@ pub(crate) struct WorkerState {
 impl Worker for VulkanWorker {
     fn run(&mut self, work: Work) -> Result<Option<Nanos>, DeviceError> {
         self.context.check()?;
+        let wakefulness = self.wakefulness.clone();
+        let _working = wakefulness.as_ref().map(|wakefulness| wakefulness.work());
         match work {
             Work::Barrier => Ok(None),
             Work::LoadWeights { .. } => {

@@ -86,6 +86,7 @@ fn open(
         memory_limit: options.gpu_memory,
         tuning: tuning(),
         max_part: options.max_part,
+        keep_awake: options.keep_awake,
         fault: options.fault.clone(),
     };
     trefoil_devices_vulkan::device(adapter, own, found.memory.clone(), clock.clone())

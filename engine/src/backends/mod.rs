@@ -79,6 +79,8 @@ pub struct BackendOptions {
     pub named: Vec<String>,
     /// Most bytes of a GPU's own memory to use.
     pub gpu_memory: Option<Bytes>,
+    /// May GPUs be kept awake between pieces of work? `None`: cards with memory of their own.
+    pub keep_awake: Option<bool>,
     /// Check the use of Vulkan with its validation layer, and count what it says.
     pub validate: bool,
     /// Folder for what is made once and kept: compiled kernels.

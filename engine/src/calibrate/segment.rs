@@ -1,7 +1,7 @@
 //! A segment on a device, ready to be run and timed.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use trefoil_devices_api::{
     AllocRequest, Bucket, BufferRef, Completion, Device, Job, KvPages, Point, Points, Program,
@@ -12,6 +12,9 @@ use trefoil_kernels::cases::Random;
 
 use crate::host_access::write_buffer;
 use crate::self_test::{CaseError, kv_bytes};
+
+/// Longer than what is between two measurements.
+const AWAKE: Duration = Duration::from_millis(100);
 
 /// Tokens per KV page while measuring.
 pub(super) const PAGE_TOKENS: usize = 16;
@@ -80,6 +83,8 @@ impl Ready {
     pub(super) fn start(&mut self, step: &Arc<StepInputs>) -> Result<SubmissionId, CaseError> {
         let (program, args) = &self.programs[self.reached as usize % self.programs.len()];
         self.reached += 1;
+        // As it is in a plan of several devices; in a plan of one, work is always there.
+        self.device.keep_awake(AWAKE);
         let point = Point { timeline: self.timeline.clone(), value: self.reached };
         let submission = Submission {
             waits: Points::new(),

@@ -1,6 +1,7 @@
 //! The queues that an executor gives work to, and points of their timelines.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use trefoil_devices_api::{
@@ -74,6 +75,18 @@ impl Lanes {
             self.0.push(Lane { device, queue, timeline, given: 0 });
             self.0.len() - 1
         })
+    }
+
+    /// Is there more than one device?
+    pub(super) fn are_of_several(&self) -> bool {
+        let mut names = self.0.iter().map(|lane| &lane.device.info().name);
+        let first = names.next();
+        names.any(|name| Some(name) != first)
+    }
+
+    /// More work comes to all devices within this time.
+    pub(super) fn keep_awake(&self, time: Duration) {
+        self.0.iter().filter(|lane| lane.queue == 0).for_each(|lane| lane.device.keep_awake(time));
     }
 
     fn position(&self, name: &str, queue: usize) -> Option<usize> {

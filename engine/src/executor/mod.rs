@@ -18,6 +18,7 @@ mod steps;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use trefoil_devices_api::{Device, DomainId, MemoryManager, Phase, Work};
 use trefoil_graph::{LayerGraph, Rows, StepInputs};
@@ -92,7 +93,13 @@ pub struct Executor {
     /// The last result that the host waited for: what it does next depends on that.
     seen: Marks,
     failures: u64,
+    /// Are devices that wait for others kept awake meanwhile?
+    keep_awake: bool,
 }
+
+/// A device is kept awake for so long after a segment was given to any: more than a decode step of a large
+/// model and what comes between two of them.
+const AWAKE: Duration = Duration::from_millis(100);
 
 impl Executor {
     /// Compiles every segment of `plan` and takes the memory that it needs.
@@ -115,6 +122,7 @@ impl Executor {
         buckets.sort_by_key(|bucket| bucket.bucket.max_tokens);
         let kv_moves = KvMoves::new(&kv, devices, memory, &mut queues.lanes)?;
         let at_once = buckets.iter().map(CompiledBucket::sets).max().unwrap_or(1);
+        let keep_awake = queues.lanes.are_of_several();
         Ok(Self {
             graph: graph.clone(),
             buckets,
@@ -128,6 +136,7 @@ impl Executor {
             at_once,
             seen: Marks::default(),
             failures: 0,
+            keep_awake,
         })
     }
 
@@ -152,6 +161,12 @@ impl Executor {
     /// is for. Results do not depend on it.
     pub fn limit_steps_at_once(&mut self, most: usize) {
         self.at_once = most.clamp(1, self.slots.len());
+    }
+
+    /// Are devices kept awake while they wait for each other ([`Device::keep_awake`])? At first they
+    /// are; there is nothing to do where the plan has only one.
+    pub fn keep_awake(&mut self, on: bool) {
+        self.keep_awake = on && self.queues.lanes.are_of_several();
     }
 
     /// Failures so far. Whoever counts on work that goes on behind a step ([`StepOrder::send`]) looks
@@ -338,6 +353,9 @@ impl Executor {
 
     /// Submits the next segment of a flight, and what comes after its last.
     fn submit_segment(&mut self, index: usize) -> Result<(), ExecuteError> {
+        if self.keep_awake {
+            self.queues.lanes.keep_awake(AWAKE);
+        }
         let flight = &mut self.flights[index];
         let compiled = &self.buckets[flight.bucket];
         let segment = &compiled.segments[flight.submitted];

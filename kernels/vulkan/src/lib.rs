@@ -6,6 +6,6 @@ mod spirv;
 mod tables;
 
 pub use dispatch::{Counts, Dispatch, Features, Kernel, Place, Push, StepField, Tuning};
-pub use program::{Form, Largest, MOST_CANDIDATES, Program, SPLIT, Turns, supported};
+pub use program::{Form, Largest, MOST_CANDIDATES, Program, SPLIT, Turns, awake, supported};
 pub use spirv::{shader, shaders};
 pub use tables::tables;

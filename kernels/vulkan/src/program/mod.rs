@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_in;
+mod awake;
 mod experts;
 mod fusion;
 mod largest;
@@ -17,6 +18,7 @@ use trefoil_graph::{LayerGraph, NodeIndex, Rows, Segment, Weight};
 
 use crate::dispatch::{Counts, Dispatch, Features, Place, Spot};
 pub use attention::SPLIT;
+pub use awake::awake;
 use fusion::Fusion;
 pub use largest::{Largest, MOST_CANDIDATES};
 pub use layout::Turns;
