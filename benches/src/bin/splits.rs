@@ -74,7 +74,8 @@ impl Settings {
                 _ => settings.model = argument,
             }
         }
-        let sizes = caps.split(',').filter(|text| !text.is_empty()).map(|text| Ok(text.parse::<Size>()?.0));
+        let sizes =
+            caps.split(',').filter(|text| !text.is_empty()).map(|text| Ok(text.parse::<Size>()?.0));
         settings.caps = sizes.collect::<Result<_, Error>>()?;
         if settings.model.is_empty() {
             return Err("expected a model".into());
@@ -215,8 +216,11 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Predicted by measured times.
+    /// Predicted by measured times; none where weights are streamed, which these predictions lack.
     fn off(&self, plan: &Plan, times: Times) -> Option<String> {
+        if plan.buckets.iter().any(|bucket| !bucket.streamed.is_empty()) {
+            return None;
+        }
         let options = ModelOptions::default();
         let Settings { prompt, generate, .. } = *self.settings;
         let (past, kv) = (prompt + generate / 2, options.kv_type.bytes() as f64);
