@@ -6,6 +6,7 @@ mod config;
 mod exit;
 mod http;
 mod npy;
+mod page;
 mod sampling;
 mod signals;
 mod size;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use trefoil_engine::backends::{Backends, Gpus};
 use trefoil_engine::model::{DEFAULT_CONTEXT, DEMO, ModelOptions};
@@ -168,19 +168,17 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
             }
         }
         models.push(
-            ServedModel::new(id.clone(), loaded, &service, &metrics)?.with_aliases(aliases.clone()),
+            ServedModel::new(
+                id.clone(),
+                loaded,
+                placement.settings.policy.clone(),
+                &service,
+                &metrics,
+            )?
+            .with_aliases(aliases.clone()),
         );
     }
-    let default_model = models[0].id.clone();
-    models.sort_by(|a, b| a.id.cmp(&b.id));
-    let state = AppState {
-        options: server,
-        models,
-        default_model,
-        devices: backends.devices.clone(),
-        metrics,
-        started: Instant::now(),
-    };
+    let state = AppState::new(server, models, &backends, config.clone(), metrics);
     state.describe_in_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(listen(port, Arc::new(state)))
