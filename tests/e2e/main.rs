@@ -8,6 +8,7 @@ mod cli_generate;
 mod cli_gpu;
 mod cli_npu;
 mod cli_plan;
+mod cli_ps;
 mod cli_signals;
 mod cli_tools;
 mod cli_trace;

@@ -56,7 +56,7 @@ function tiles(stats, model, time) {
     tile("Tokens/s", number(made), `made now · ${number(read)} read`, spark([...Array(HISTORY - rates.length).fill(0), ...rates])),
     tile("Batch", `${load.running}`, `of ${load.max_sequences} sequences`, meter("share", [[load.running / load.max_sequences, "fill"]], percent(load.running / load.max_sequences))),
     tile("Queue", `${load.waiting}`, `of ${load.queue_capacity} places`, meter("share", [[load.waiting / load.queue_capacity, "fill"]], percent(load.waiting / load.queue_capacity))),
-    tile("KV pages", number(used), `used · ${number(cached)} cached · ${number(free)} free`, meter("share", [[used / pages, "fill"], [cached / pages, "soft"]], percent((used + cached) / pages))),
+    tile("KV pages", number(used), `of ${number(pages)} · ${number(cached)} cached`, meter("share", [[used / pages, "fill"], [cached / pages, "soft"]], percent((used + cached) / pages))),
   ];
 }
 

@@ -10,7 +10,7 @@ const ROWS = [
   ["moe", "experts"],
 ];
 const NAMES = { embed: "token look-up", head: "head", attn_in: "q, k, v projections", attn: "attention and KV cache", attn_out: "attention output", ffn: "feed-forward", moe: "experts" };
-const MOST_SEGMENTS = 8;
+const MOST_SEGMENTS = 6;
 const PHASES = { prefill: "Reading the prompt", decode: "Making tokens" };
 
 function layers(segment) {
