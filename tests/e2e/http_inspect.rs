@@ -230,6 +230,14 @@ fn other_policies_and_machines_can_be_asked_about() {
     for path in ["/v1/plan?model=other", "/v1/policy?model=other"] {
         server.get(path).error(404, "model_not_found");
     }
+    // Errors are of one form whatever is wrong.
+    server.get("/v1/plan?model=a&model=b").error(400, "invalid_value");
+    let pins: Vec<Value> = vec![json!({"match": "*", "device": "cpu0"}); 300];
+    let many = ask(&server, &json!({"policy": {"pins": pins}, "profile": "strix-point"}));
+    many.error(400, "invalid_value");
+    let long = json!({"profile": "strix-point", "phase_shape":
+        {"prompt_tokens": 1 << 20, "generated_tokens": 1 << 20}});
+    assert!(number(&ask(&server, &long).ok()["planning_seconds"]) < 30.0);
     let odd = ask(&server, &json!({"profile": "strix-point", "colour": "red"}));
     assert_eq!((odd.status, odd.header("x-trefoil-ignored")), (200, Some("colour")));
     assert!(!server.log().contains("panicked"), "{}", server.log());

@@ -15,24 +15,27 @@ let asking = null;
 
 /** Asks for the key once, however many requests were refused. `wrong`: one was given. */
 function askForKey(wrong) {
-  asking ??= new Promise((resolve) => {
+  asking ??= new Promise((resolve, reject) => {
     const dialog = document.getElementById("key-dialog");
     const form = document.getElementById("key-form");
     const input = document.getElementById("key");
     document.getElementById("key-error").textContent = wrong ? "The server does not take this key." : "";
+    let used = false;
     const use = (event) => {
       event.preventDefault();
       sessionStorage.setItem(KEY, input.value);
       input.value = "";
-      form.removeEventListener("submit", use);
-      dialog.removeEventListener("cancel", stay);
+      used = true;
       dialog.close();
-      asking = null;
-      resolve();
     };
-    const stay = (event) => event.preventDefault();
+    const closed = () => {
+      form.removeEventListener("submit", use);
+      asking = null;
+      if (used) resolve();
+      else reject(new ApiError(401, "invalid_api_key", "a key is needed"));
+    };
+    dialog.addEventListener("close", closed, { once: true });
     form.addEventListener("submit", use);
-    dialog.addEventListener("cancel", stay);
     dialog.showModal();
   });
   return asking;

@@ -190,8 +190,8 @@ fn placement(metrics: &Metrics, model: &ServedModel) {
     let planning = metrics.plan_duration_seconds.with_label_values::<&str>(&[]);
     planning.observe(model.planning.as_secs_f64());
     let objective = model.policy.policy.objective.name();
-    let source = model.policy.origin("objective");
-    metrics.policy_info.with_label_values(&[objective, &source]).set(1.0);
+    let origin = model.policy.origin("objective");
+    metrics.policy_info.with_label_values(&[objective, super::source(&origin)]).set(1.0);
     let predicted = model.costs.as_ref().and_then(|costs| {
         let bytes = model.kv_element_bytes as f64;
         let prompt = (PREDICTED_PROMPT.min(model.context), model.chunk);

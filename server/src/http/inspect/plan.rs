@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde_json::{Value, json};
 use trefoil_devices_api::DomainId;
@@ -18,9 +19,9 @@ use crate::http::state::{AppState, ServedModel};
 /// GET /v1/plan
 pub(crate) async fn plan(
     State(state): State<Arc<AppState>>,
-    Query(of): Query<OfModel>,
+    of: Result<Query<OfModel>, QueryRejection>,
 ) -> Result<axum::Json<Value>, ApiError> {
-    let model = of.find(&state)?;
+    let model = super::find(&state, of)?;
     let measured = model.measured();
     let phases = model.plan.buckets.iter().map(|bucket| {
         let mut phase = describe(&model.lowered.graph, bucket);

@@ -1,6 +1,7 @@
 //! POST /v1/plan: the plan under another policy, for another request, on another machine. Nothing
 //! changes by it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -37,6 +38,28 @@ struct Question {
     ignored: Vec<String>,
 }
 
+/// Most pins, and most names in lists of devices and limits: each is held against every part.
+const MOST_NAMES: usize = 256;
+
+/// Refuses lists that would take planning too long.
+fn check_sizes(keys: &Keys) -> Result<(), ApiError> {
+    let list = |names: &Option<Vec<String>>| names.as_ref().map_or(0, Vec::len);
+    let sizes = [
+        ("pins", keys.pins.as_ref().map_or(0, Vec::len)),
+        ("allow_devices", list(&keys.allow_devices)),
+        ("deny_devices", list(&keys.deny_devices)),
+        ("max_device_memory", keys.max_device_memory.as_ref().map_or(0, BTreeMap::len)),
+    ];
+    match sizes.into_iter().find(|(_, size)| *size > MOST_NAMES) {
+        None => Ok(()),
+        Some((key, size)) => {
+            let message =
+                format!("'policy': expected at most {MOST_NAMES} entries of {key}, got {size}.");
+            Err(ApiError::field("invalid_value", "policy", message))
+        }
+    }
+}
+
 #[derive(Debug)]
 enum PolicyForm {
     Name(String),
@@ -54,6 +77,7 @@ impl Question {
                 let keys = serde_json::from_value(keys).map_err(|error| {
                     ApiError::field("invalid_value", "policy", format!("'policy': {error}."))
                 })?;
+                check_sizes(&keys)?;
                 Some(PolicyForm::Keys(Box::new(keys)))
             }
             Some(_) => {
