@@ -49,7 +49,7 @@ scrape_configs:
       - targets: [\"127.0.0.1:9378\"]
 ```
 
-[grafana.json](grafana.json) is a dashboard of all this for Grafana 10 or newer: Dashboards, New, Import.
+[grafana.json](grafana.json) is a dashboard of all this in the form of Grafana 10: Dashboards, New, Import.
 
 ## All metrics
 

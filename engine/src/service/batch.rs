@@ -120,10 +120,10 @@ impl Turns {
         true
     }
 
-    /// Hands on what was measured of the last steps: a few times a second, and before a rest.
-    fn observe(&mut self, idle: bool) {
+    /// Hands on what was measured of the last steps: a few times a second, and where it must be `now`.
+    fn observe(&mut self, now: bool) {
         let Some(meters) = &self.options.meters else { return };
-        if idle || self.observed.elapsed() >= OBSERVE_EVERY {
+        if now || self.observed.elapsed() >= OBSERVE_EVERY {
             meters.recorded(self.runner.executor.take_finished());
             self.observed = Instant::now();
         }
@@ -196,6 +196,8 @@ impl Turns {
         let course = seat.course();
         let Seat { group, choice, sequence, .. } = seat;
         self.runner.end(sequence);
+        // Whoever hears of the end finds its steps measured.
+        self.observe(true);
         if let Some(meters) = &self.options.meters {
             meters.done(&result, course);
         }
