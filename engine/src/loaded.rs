@@ -139,6 +139,8 @@ pub struct Loaded {
     pub costs: Option<Costs>,
     /// The plan at work.
     pub runner: Runner,
+    /// Time that making the plan took, measurements included.
+    pub planning: Duration,
     /// Time that loading took.
     pub took: Duration,
 }
@@ -154,9 +156,11 @@ impl Loaded {
         let start = Instant::now();
         let lowered = Lowered::new(open_file(name)?, options.lower)?;
         let text = Arc::new(TextSide::new(&lowered.file, template)?);
+        let begin = Instant::now();
         let (plan, costs) = lowered.plan_with_costs(backends, options)?;
+        let planning = begin.elapsed();
         let runner = lowered.runner(backends, &plan, options)?;
-        Ok(Self { lowered, text, plan, costs, runner, took: start.elapsed() })
+        Ok(Self { lowered, text, plan, costs, runner, planning, took: start.elapsed() })
     }
 
     /// What predicts recorded steps, where costs are known.

@@ -106,7 +106,35 @@ pub struct StepRecord {
     pub copies: Vec<CopyRecord>,
 }
 
+/// What a segment of a step took on a device, all its pieces together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SegmentRun {
+    /// Its place among the segments of its bucket.
+    pub index: usize,
+    /// The device: a segment's own, or one that has a share of its products.
+    pub device: Arc<str>,
+    /// Time at work.
+    pub took: Nanos,
+}
+
 impl StepRecord {
+    /// What its segments took, each once per device, in order.
+    pub fn runs(&self) -> Vec<SegmentRun> {
+        let mut runs: Vec<SegmentRun> = Vec::new();
+        for SegmentRecord { index, device, times, .. } in &self.segments {
+            // The pieces of a segment follow one another.
+            let own = runs.iter_mut().rev().take_while(|run| run.index == *index);
+            match own.into_iter().find(|run| run.device == *device) {
+                Some(run) => run.took.0 += times.took().0,
+                None => {
+                    let (device, took) = (device.clone(), times.took());
+                    runs.push(SegmentRun { index: *index, device, took });
+                }
+            }
+        }
+        runs
+    }
+
     fn times(&self) -> impl Iterator<Item = &Times> {
         self.segments.iter().map(|s| &s.times).chain(self.copies.iter().map(|c| &c.times))
     }

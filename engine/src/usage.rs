@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use trefoil_devices_api::Phase;
-use trefoil_scheduler::Plan;
+use trefoil_scheduler::{BucketPlan, Plan};
 use trefoil_telemetry::Nanos;
 
 use crate::calibrate::Predictor;
@@ -163,6 +163,67 @@ fn phase_time(
         predicted_seconds: own.or(planned.and_then(|bucket| bucket.predicted_seconds)),
         at_own_rows: own.is_some(),
     })
+}
+
+/// What a segment took in some steps of its bucket.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTimes {
+    /// Steps.
+    pub steps: usize,
+    /// Rows of a step, on average.
+    pub rows: f64,
+    /// Tokens in the KV cache before a step, on average.
+    pub past: f64,
+    /// Seconds of a step on the segment's own device, on average.
+    pub seconds: f64,
+    /// Predicted seconds of the same steps, on average; absent where costs are not known, and for
+    /// segments that are cut.
+    pub predicted_seconds: Option<f64>,
+}
+
+impl StepTimes {
+    /// What segment `index` of `bucket` took in `steps`, as far as they are of that bucket; `None` if
+    /// it did not run in any.
+    pub fn of<'a>(
+        steps: impl Iterator<Item = &'a StepRecord>,
+        plan: &Plan,
+        bucket: &BucketPlan,
+        index: usize,
+        predictor: Option<Predictor<'_>>,
+    ) -> Option<Self> {
+        let own = bucket.segments().into_iter().nth(index)?.device;
+        let mut sum =
+            Self { steps: 0, rows: 0.0, past: 0.0, seconds: 0.0, predicted_seconds: None };
+        let mut predicted = Some(0.0);
+        for step in steps.filter(|step| step.bucket == bucket.bucket) {
+            let mut runs = step.runs().into_iter();
+            let Some(run) = runs.find(|run| run.index == index && *run.device == *own) else {
+                continue;
+            };
+            sum.steps += 1;
+            sum.rows += step.tokens as f64;
+            sum.past += step.past as f64;
+            sum.seconds += run.took.seconds();
+            let record = step.segments.iter().find(|segment| segment.index == index);
+            let one = predictor
+                .zip(record)
+                .and_then(|(predictor, record)| predictor.segment(plan, step, record));
+            predicted = predicted.zip(one).map(|(sum, one)| sum + one);
+        }
+        let steps = (sum.steps > 0).then_some(sum.steps as f64)?;
+        Some(Self {
+            steps: sum.steps,
+            rows: sum.rows / steps,
+            past: sum.past / steps,
+            seconds: sum.seconds / steps,
+            predicted_seconds: predicted.map(|sum| sum / steps),
+        })
+    }
+
+    /// Measured by predicted seconds, less 1; absent without a prediction.
+    pub fn error_ratio(&self) -> Option<f64> {
+        self.predicted_seconds.filter(|&predicted| predicted > 0.0).map(|p| self.seconds / p - 1.0)
+    }
 }
 
 impl std::fmt::Display for PhaseTime {

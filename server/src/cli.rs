@@ -8,6 +8,7 @@ use trefoil_graph::shape::ModelShape;
 use trefoil_scheduler::profile::Change;
 use trefoil_scheduler::{Pin, nearest};
 
+use crate::commands::ps::PsArgs;
 use crate::config::Settings;
 
 /// Run language models over every processor of one machine.
@@ -61,6 +62,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Serve models over an OpenAI-compatible HTTP API
     Serve(ServeArgs),
+    /// List what a running server has loaded, and where it runs
+    Ps(PsArgs),
     /// Show where each part of a model would run, and why
     Plan(PlanArgs),
     /// List the devices of this machine

@@ -1,11 +1,13 @@
 //! The `trefoil` program: commands, HTTP server.
 
 mod cli;
+mod client;
 mod commands;
 mod config;
 mod exit;
 mod http;
 mod npy;
+mod page;
 mod sampling;
 mod signals;
 mod size;
@@ -70,6 +72,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Plan(args) => args.json,
         Command::Devices(args) => args.json,
         Command::Prepare(args) => args.json,
+        Command::Ps(args) => args.json,
         Command::Calibrate(args) => args.json,
         Command::Inspect(args) => args.json,
         Command::Tokenize(args) => args.json,
@@ -118,7 +121,8 @@ fn model(command: &Command) -> Option<&str> {
 /// Reads the configuration where the command has a use for it, starts the log, and runs the command.
 fn run(mut command: Command, global: &Global) -> Outcome {
     let mut config = Config::default();
-    let wanted = placement(&mut command).is_some() || matches!(command, Command::Devices(_));
+    let wanted = placement(&mut command).is_some()
+        || matches!(command, Command::Devices(_) | Command::Ps(_));
     if wanted {
         config = Config::load(global.config.as_deref())?;
     }
@@ -143,6 +147,7 @@ fn dispatch(command: Command, global: &Global, config: &Config) -> Outcome {
         Command::Plan(args) => commands::plan::run(&args, config),
         Command::Devices(args) => commands::devices::run(&args, global, config),
         Command::Prepare(args) => commands::prepare::run(&args),
+        Command::Ps(args) => commands::ps::run(&args, config),
         Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),

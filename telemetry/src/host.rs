@@ -21,6 +21,15 @@ pub fn processor_name() -> Option<String> {
     platform::processor()
 }
 
+/// Name, version and processor family of the operating system: `Linux 6.12.0 x86_64 (Debian …)`.
+pub fn os_version() -> String {
+    let (os, family) = (std::env::consts::OS, std::env::consts::ARCH);
+    let (release, name) = platform::os();
+    let parts = [Some(os.to_owned()), release, Some(family.to_owned())];
+    let parts = parts.into_iter().chain([name.map(|name| format!("({name})"))]).flatten();
+    parts.collect::<Vec<_>>().join(" ")
+}
+
 /// Resident memory of this process.
 pub fn resident_memory() -> Option<Bytes> {
     platform::resident()
@@ -48,6 +57,15 @@ mod platform {
         Some(line.split_once(':')?.1.trim().to_owned())
     }
 
+    /// Release of the kernel, and name of the distribution.
+    pub(super) fn os() -> (Option<String>, Option<String>) {
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        let release = read("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned());
+        let names = read("/etc/os-release").unwrap_or_default();
+        let name = names.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+        (release, name.map(|name| name.trim_matches('"').to_owned()))
+    }
+
     pub(super) fn resident() -> Option<Bytes> {
         field(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
     }
@@ -64,6 +82,10 @@ mod platform {
 
     pub(super) fn processor() -> Option<String> {
         None
+    }
+
+    pub(super) fn os() -> (Option<String>, Option<String>) {
+        (None, None)
     }
 
     pub(super) fn resident() -> Option<Bytes> {

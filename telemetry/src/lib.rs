@@ -9,8 +9,8 @@ mod units;
 
 pub use chrome_trace::{ChromeTrace, TrackId};
 pub use clock::{Clock, SystemClock, VirtualClock};
-pub use host::{HostMemory, host_memory, processor_name, resident_memory};
+pub use host::{HostMemory, host_memory, os_version, processor_name, resident_memory};
 pub use logging::{LogFormat, start_logging};
 pub use metrics::{Kind, METRICS, MetricInfo, Metrics};
-pub use prometheus::{Counter, Gauge, Histogram};
+pub use prometheus::{Counter, Gauge, Histogram, HistogramVec};
 pub use units::{Bytes, Nanos};

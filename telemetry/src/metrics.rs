@@ -19,6 +19,13 @@ const STEP_SECONDS: &[f64] = &[
     0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048,
     4.096, 8.192,
 ];
+/// Bounds of the time of a segment: 0.00005 times 2 up to 3.3.
+const SEGMENT_SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032, 0.0064, 0.0128, 0.0256, 0.0512,
+    0.1024, 0.2048, 0.4096, 0.8192, 1.6384, 3.2768,
+];
+/// Bounds of the time to make a plan: 0.001 times 4 up to 65.
+const PLAN_SECONDS: &[f64] = &[0.001, 0.004, 0.016, 0.064, 0.256, 1.024, 4.096, 16.384, 65.536];
 /// Bounds of token counts: powers of two.
 const TOKENS: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
@@ -135,8 +142,39 @@ metrics! {
     model_load_duration_seconds Histogram(SECONDS) ["model"] "Time to make a model ready.";
     device_info Gauge ["device", "kind", "name", "driver"] "Always 1; says what a device is.";
     device_up Gauge ["device"] "1 if the device works.";
-    device_utilization_ratio Gauge ["device"] "Share of time busy with trefoil's work.";
+    device_utilization_ratio Gauge ["device"]
+        "Share of the time since the last scrape that went into trefoil's work.";
+    device_busy_seconds_total Counter ["device"] "Time that went into trefoil's work.";
+    device_tokens_total Counter ["device", "phase"]
+        "Tokens of the steps that the device had a part in.";
+    device_memory_total_bytes Gauge ["device", "pool"]
+        "Memory where the device's data goes, as far as it may be used.";
+    device_memory_used_bytes Gauge ["device", "pool"]
+        "What trefoil's buffers take of it; weights in a mapped file do not count.";
+    device_memory_free_bytes Gauge ["device"] "Memory that is free, as the system or driver tells.";
+    device_power_watts Gauge ["device"] "Power, where the driver tells it.";
+    device_clock_hertz Gauge ["device", "domain"] "Clock, where the driver tells it.";
+    plan_version Gauge ["model"] "Number of the plan in force; 1 is the first.";
+    plan_timestamp_seconds Gauge ["model"] "When the plan in force was made, in seconds since 1970.";
+    plan_duration_seconds Histogram(PLAN_SECONDS) [] "Time to make a plan, measurements included.";
+    plan_predicted_seconds Gauge ["model", "phase"]
+        "Predicted time of a prompt of 512 tokens, and of a token.";
+    policy_info Gauge ["objective", "source"] "Always 1; says what plans are made for.";
     placement_units Gauge ["model", "phase", "device"] "Units of the model that run there.";
+    placement_layers Gauge ["model", "phase", "op", "device"]
+        "Layers whose ops of this sort run there; of embed and head there is one.";
+    placement_segment_info Gauge ["model", "phase", "segment", "device", "layers", "ops"]
+        "Always 1; says what a segment of the plan holds.";
+    segment_duration_seconds Histogram(SEGMENT_SECONDS) ["model", "phase", "segment", "device"]
+        "Time of a segment in a step, as measured.";
+    segment_predicted_seconds Gauge ["model", "phase", "segment"]
+        "Time that the segment should have taken in the last steps, on average.";
+    segment_prediction_error_ratio Gauge ["model", "phase", "segment"]
+        "Measured time of the last steps by the predicted one, less 1.";
+    transfer_bytes_total Counter ["src", "dst"] "Bytes copied between memories.";
+    transfer_seconds_total Counter ["src", "dst"] "Time of copies between memories.";
+    model_memory_bytes Gauge ["model", "pool", "kind"]
+        "Memory that the plan takes: weights, kv, activations, streaming.";
     process_resident_memory_bytes Gauge [] "Memory of this process that is in RAM.";
 }
 

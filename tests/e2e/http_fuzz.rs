@@ -73,3 +73,38 @@ fn damaged_requests_do_no_harm() {
     server.chat(&json!({})).error(400, "missing_required_parameter");
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
+
+#[test]
+fn damaged_questions_about_plans_are_answered() {
+    let server = Server::start(&["--device", "cpu0"]);
+    let whole = json!({
+        "model": "demo", "profile": "strix-point",
+        "policy": {"objective": "balanced", "weights": {"ttft": 1.5, "energy": 0.5},
+            "phases": "split", "max_power_watts": 50, "max_device_memory": {"gpu0": "80%"},
+            "reserve_memory": "1GiB", "deny_devices": ["npu*"],
+            "pins": [{"match": "blk.*.ffn", "device": "cpu0", "phase": "decode"}]},
+        "phase_shape": {"prompt_tokens": 512, "generated_tokens": 16},
+    });
+    let original = whole.to_string().into_bytes();
+    let ask = |body: Vec<u8>| {
+        let call = server.call("POST", "/v1/plan").header("content-type", "application/json");
+        call.body(body).send()
+    };
+    assert_eq!(ask(original.clone()).status, 200);
+    let mut rng = SplitMix64::new(20_261_122);
+    for _ in 0..200 {
+        let body = damaged(&original, &mut rng);
+        let shown = String::from_utf8_lossy(&body).into_owned();
+        let answer = ask(body);
+        match answer.status {
+            200 => assert_eq!(answer.json()["object"], "plan"),
+            400 | 404 | 409 => {
+                let error = &answer.json()["error"];
+                assert!(error["code"].is_string() && error["message"].is_string(), "{shown}");
+            }
+            other => panic!("{other}: {shown}"),
+        }
+    }
+    assert_eq!(ask(original).status, 200);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}

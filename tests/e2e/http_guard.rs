@@ -116,7 +116,7 @@ fn routes(server: &Server) {
         let health = server.get(path).ok();
         assert_eq!((&health["status"], &health["model_loaded"]), (&json!("ok"), &json!("demo")));
         assert!(health["uptime_seconds"].as_f64().is_some_and(|s| s >= 0.0));
-        assert_eq!(health["all_models_loaded"][0]["device"], "cpu0");
+        assert_eq!(health["all_models_loaded"][0]["device"], "cpu");
     }
     assert_eq!(server.get("/ready").status, 200);
     let metrics = server.get("/metrics");

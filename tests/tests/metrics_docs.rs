@@ -23,6 +23,36 @@ first token and the queue's are counted from the moment at which a request was a
 Pages of the KV cache are `used` by sequences, `cached` (nobody uses them, but a prompt that begins alike
 finds them; they are given away when room is needed) or `free`.
 
+## Placement
+
+The layers of a model run in *segments*: parts next to each other on one device. Segments have numbers per
+model and phase; `placement_segment_info` says what each holds (`layers=\"0-5\"`, sorts of ops), of the first 64
+of a phase; `GET /v1/plan` has all, with every part of the model. `segment_duration_seconds` has every
+step. `segment_predicted_seconds` and `segment_prediction_error_ratio` are of the last 8 steps of the phase:
+what they should have taken at their own tokens and context, and how far they were from it. They are there
+where the devices' costs are known (`trefoil calibrate`), and not for segments that are cut (products split
+over devices, streamed weights). Where several models run on one device at the same time, some of their
+steps are not measured; those that are, are right.
+
+`device_busy_seconds_total` is the device's own sum, with self-test and calibration; its rate is the busy
+share. Devices over one memory (`pool`) show the same sizes: do not add them up. The pool `ram` is the
+machine's memory; `vram0` and so on are those of cards. `transfer_*` count copies between pools.
+
+## Scraping
+
+```yaml
+scrape_configs:
+  - job_name: trefoil
+    scrape_interval: 5s
+    # authorization: { credentials: KEY }   # where the server has a key
+    static_configs:
+      - targets: [\"127.0.0.1:9378\"]
+```
+
+[grafana.json](grafana.json) is a dashboard of all this in the form of Grafana 10: Dashboards, New, Import.
+
+## All metrics
+
 ";
 
 /// The table as the docs have it.

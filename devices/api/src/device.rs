@@ -269,6 +269,8 @@ impl Job {
 pub struct Sample {
     /// Share of time busy with trefoil's work, 0 to 1.
     pub busy: Option<f64>,
+    /// Time that went into trefoil's work so far; it only grows.
+    pub busy_time: Option<Nanos>,
     /// Power in watts.
     pub watts: Option<f64>,
     /// Core clock in hertz.

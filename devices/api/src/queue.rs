@@ -162,11 +162,16 @@ impl WorkQueue {
     /// Share of the time since the last call that went into running work; `None` if no time passed.
     pub fn load(&self) -> Option<f64> {
         let now = self.shared.clock.now();
-        let busy = Nanos(self.shared.busy.load(Ordering::Relaxed));
+        let busy = self.busy();
         let (before, busy_before) = std::mem::replace(&mut *self.looked.lock(), (now, busy));
         let span = now.since(before);
         let share = busy.since(busy_before).seconds() / span.seconds();
         (span.0 > 0).then_some(share.clamp(0.0, 1.0))
+    }
+
+    /// Time that went into running work so far.
+    pub fn busy(&self) -> Nanos {
+        Nanos(self.shared.busy.load(Ordering::Relaxed))
     }
 
     /// Does the thread still run?

@@ -94,7 +94,7 @@ impl HostSide {
     /// As [`trefoil_devices_api::Device::sample`].
     pub fn sample(&self) -> Sample {
         let (busy, free) = (self.queue.load(), host_memory().available);
-        Sample { busy, free, ..Sample::default() }
+        Sample { busy, busy_time: Some(self.queue.busy()), free, ..Sample::default() }
     }
 
     /// As [`trefoil_devices_api::Device::reset`].

@@ -267,7 +267,7 @@ impl Device for SimDevice {
         let now = self.clock.now();
         let busy = self.state.lock().busy;
         let share = (now.0 > 0).then(|| busy.seconds() / now.seconds());
-        Sample { busy: share, ..Sample::default() }
+        Sample { busy: share, busy_time: Some(busy), ..Sample::default() }
     }
 
     fn reset(&self) -> Result<(), DeviceError> {

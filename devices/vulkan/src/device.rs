@@ -404,7 +404,8 @@ impl Device for VulkanDevice {
 
     fn sample(&self) -> Sample {
         let free = self.context.budget().map(|(all, used)| Bytes(all.0.saturating_sub(used.0)));
-        Sample { busy: self.queue.load(), free, ..Sample::default() }
+        let (busy, busy_time) = (self.queue.load(), Some(self.queue.busy()));
+        Sample { busy, busy_time, free, ..Sample::default() }
     }
 
     fn reset(&self) -> Result<(), DeviceError> {

@@ -176,28 +176,23 @@ impl Costs {
         let (model, graph) = (lowered.model_ref(), &*lowered.graph);
         let CostRequest { policy, buckets, context, kv_element_bytes } = request;
         let mut request = PlanRequest::new(model, graph, &self.profile, &self.corrections, buckets);
-        let mut notes = Vec::new();
         let policy = policy.map(Resolved::for_chosen_devices);
         if let Some(policy) = &policy {
             policy.apply(&mut request)?;
         }
         request.pins = &[];
-        let known = self.profile.devices.iter().any(|device| device.power.busy.get() > 0.0);
-        if request.goal == Goal::Energy && !known {
-            request.goal = Goal::Latency;
-            notes.push("no device tells its power: latency counts instead of energy".to_owned());
-        }
+        let note = without_power(&mut request);
         request.context = context;
         request.kv_element_bytes = kv_element_bytes;
         let mut plan = make_plan(&request).map_err(ModelError::from)?.plan;
         self.set_domains(&mut plan);
         plan.reasons.push(self.source.clone());
-        plan.reasons.extend(notes);
+        plan.reasons.extend(note);
         Ok(plan)
     }
 
     /// From places in the profile's list to the identities that devices have.
-    fn set_domains(&self, plan: &mut Plan) {
+    pub(crate) fn set_domains(&self, plan: &mut Plan) {
         let set = |domain: &mut DomainId| {
             if let Some(&own) = self.domains.get(usize::from(domain.0)) {
                 *domain = own;
@@ -317,6 +312,16 @@ impl Costs {
             }
         }
     }
+}
+
+/// Lets latency count instead of energy where no device tells its power, and says so.
+pub(crate) fn without_power(request: &mut PlanRequest<'_>) -> Option<String> {
+    let known = request.profile.devices.iter().any(|device| device.power.busy.get() > 0.0);
+    if known || request.goal != Goal::Energy {
+        return None;
+    }
+    request.goal = Goal::Latency;
+    Some("no device tells its power: latency counts instead of energy".to_owned())
 }
 
 /// Costs of a plan of one model: what its recorded steps should have taken.

@@ -22,7 +22,7 @@ use trefoil_scheduler::profile::ProcessorKind;
 use trefoil_telemetry::host_memory;
 
 pub use check::{CheckError, CheckReport, ClassErrors, OpError, Timing, check};
-pub(crate) use costs::CostRequest;
+pub(crate) use costs::{CostRequest, without_power};
 pub use costs::{Costs, Predictor, shape_of};
 pub use store::{DeviceEntry, Store, StoreError};
 pub use targets::Effort;

@@ -202,6 +202,16 @@ impl Executor {
         self.queues.recorder.take()
     }
 
+    /// As [`Self::take_records`] without the number of those dropped, and without waiting: nothing as
+    /// long as work is under way behind the last step.
+    pub fn take_finished(&mut self) -> Vec<StepRecord> {
+        if !self.queues.recorder.is_on() || !self.queues.lanes.is_idle() {
+            return Vec::new();
+        }
+        self.queues.collect();
+        self.queues.recorder.take().0
+    }
+
     /// Runs one step: `fill` writes its rows, `read` gets the result, `[rows, width]`.
     pub fn step<T>(
         &mut self,

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 use trefoil_devices_api::Phase;
@@ -23,6 +23,9 @@ use crate::runner::{Outputs, RunError, Runner, Sequence};
 
 /// Sequences of a step for which lists need no memory of their own.
 const USUAL: usize = 16;
+
+/// Time after which measurements are handed on.
+const OBSERVE_EVERY: Duration = Duration::from_millis(200);
 
 /// What the service's thread is given.
 pub(super) struct Batcher {
@@ -50,7 +53,23 @@ impl Batcher {
         let Self { runner, text, queue, load, options } = self;
         let pace = Pace::new(options.inter_token, options.forecast);
         let (seats, parked, forks, logits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Turns { runner, text, queue, load, options, pace, seats, parked, forks, logits }
+        let observed = Instant::now();
+        let mut turns = Turns {
+            runner,
+            text,
+            queue,
+            load,
+            options,
+            pace,
+            seats,
+            parked,
+            forks,
+            logits,
+            observed,
+        };
+        // What nobody counts need not be measured.
+        turns.runner.executor.record(turns.options.meters.is_some());
+        turns
     }
 }
 
@@ -70,6 +89,8 @@ pub(super) struct Turns {
     pub(super) forks: Vec<(Rc<Group>, u32)>,
     /// A row of output.
     logits: Vec<f32>,
+    /// When measurements were handed on.
+    observed: Instant,
 }
 
 impl Turns {
@@ -87,6 +108,7 @@ impl Turns {
     /// One turn. False after the last one.
     fn turn(&mut self) -> bool {
         let idle = self.seats.is_empty() && self.parked.is_empty() && self.forks.is_empty();
+        self.observe(idle);
         let closed = if idle { !self.queue.wait() } else { self.queue.is_closed() };
         self.leave(closed);
         if closed {
@@ -96,6 +118,15 @@ impl Turns {
         self.decode();
         self.load.set(self.running(), &self.runner.executor.kv);
         true
+    }
+
+    /// Hands on what was measured of the last steps: a few times a second, and where it must be `now`.
+    fn observe(&mut self, now: bool) {
+        let Some(meters) = &self.options.meters else { return };
+        if now || self.observed.elapsed() >= OBSERVE_EVERY {
+            meters.recorded(self.runner.executor.take_finished());
+            self.observed = Instant::now();
+        }
     }
 
     pub(super) fn running(&self) -> usize {
@@ -137,7 +168,7 @@ impl Turns {
         for choice in choices {
             let result = Err(error.clone());
             if let Some(meters) = &self.options.meters {
-                meters.done(&result, group.age());
+                meters.done(&result, group.course(choice, None, None));
             }
             group.tell(choice, Update::Done(result));
         }
@@ -162,10 +193,13 @@ impl Turns {
             Some(Err(error)) => Err(error),
             None => Ok(seat.summary(Finish::Cancelled)),
         };
+        let course = seat.course();
         let Seat { group, choice, sequence, .. } = seat;
         self.runner.end(sequence);
+        // Whoever hears of the end finds its steps measured.
+        self.observe(true);
         if let Some(meters) = &self.options.meters {
-            meters.done(&result, group.age());
+            meters.done(&result, course);
         }
         // Whoever hears of the end finds its pages returned.
         self.load.set(self.running(), &self.runner.executor.kv);

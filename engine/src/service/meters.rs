@@ -1,12 +1,16 @@
-//! The metrics that a service counts, looked up once.
+//! What a service counts: metrics, looked up once, the last requests, and measured steps.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use trefoil_devices_api::Phase;
-use trefoil_telemetry::{Counter, Histogram, Metrics};
+use trefoil_telemetry::{Counter, Histogram, HistogramVec, Metrics};
 
 use super::ServiceError;
+use super::history::{Course, Ended, History};
 use crate::generate::Summary;
+use crate::live::Live;
+use crate::records::StepRecord;
 
 /// Metrics of one model.
 #[derive(Clone, Debug)]
@@ -30,6 +34,11 @@ pub struct Meters {
     timed_out: Counter,
     /// Prefill, decode.
     steps: [Steps; 2],
+    /// Id of the model.
+    id: String,
+    segments: HistogramVec,
+    live: Arc<Live>,
+    history: Arc<History>,
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +48,9 @@ struct Steps {
     sequences: Histogram,
     tokens: Histogram,
 }
+
+/// Segments of a bucket that have metrics of their own; `GET /v1/plan` tells of all.
+pub const MOST_SEGMENTS: usize = 64;
 
 const OUTCOMES: [&str; 4] = ["stop", "length", "cancelled", "error"];
 
@@ -73,10 +85,36 @@ impl Meters {
             outcomes: OUTCOMES.map(|name| metrics.requests_total.with_label_values(&[id, name])),
             timed_out: metrics.requests_rejected_total.with_label_values(&["queue_timeout"]),
             steps: [Phase::Prefill, Phase::Decode].map(steps),
+            id: id.to_owned(),
+            segments: metrics.segment_duration_seconds.clone(),
+            live: Arc::default(),
+            history: Arc::default(),
         }
     }
 
+    /// Measured steps.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// The last requests.
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// Steps were recorded.
+    pub(super) fn recorded(&self, steps: Vec<StepRecord>) {
+        for step in &steps {
+            for run in step.runs().into_iter().filter(|run| run.index < MOST_SEGMENTS) {
+                let labels = [&*self.id, step.phase.name(), &run.index.to_string(), &*run.device];
+                self.segments.with_label_values(&labels).observe(run.took.seconds());
+            }
+        }
+        self.live.add(steps);
+    }
+
     pub(super) fn started(&self, queued: Duration) {
+        self.history.used();
         self.queue.observe(queued.as_secs_f64());
     }
 
@@ -119,15 +157,19 @@ impl Meters {
         self.preempted.inc();
     }
 
-    /// A reply ended this long after the request came.
-    pub(super) fn done(&self, result: &Result<Summary, ServiceError>, since: Duration) {
+    /// A reply ended.
+    pub(super) fn done(&self, result: &Result<Summary, ServiceError>, course: Course) {
         let outcome = match result {
             Ok(summary) => summary.finish.name(),
-            // It never ran.
-            Err(ServiceError::QueueTimeout(_)) => return self.timed_out.inc(),
+            Err(ServiceError::QueueTimeout(_)) => "queue_timeout",
             Err(ServiceError::Cancelled) => "cancelled",
             Err(_) => "error",
         };
+        self.history.push(Ended::now(outcome, course, result.as_ref().ok()));
+        if matches!(result, Err(ServiceError::QueueTimeout(_))) {
+            // It never ran.
+            return self.timed_out.inc();
+        }
         let at = OUTCOMES.iter().position(|name| *name == outcome).unwrap_or(OUTCOMES.len() - 1);
         self.outcomes[at].inc();
         let Ok(summary) = result else { return };
@@ -135,6 +177,6 @@ impl Meters {
         self.generated_tokens.observe(summary.generated_tokens as f64);
         self.prefill.observe(summary.prefill.as_secs_f64());
         self.decode.observe(summary.decode.as_secs_f64());
-        self.duration.observe(since.as_secs_f64());
+        self.duration.observe(course.total.as_secs_f64());
     }
 }

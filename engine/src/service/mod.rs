@@ -4,6 +4,7 @@
 //! step with a row of every sequence that generates. Sequences join and leave between turns.
 
 mod batch;
+mod history;
 mod load;
 mod meters;
 mod pace;
@@ -19,8 +20,9 @@ use crate::generate::{Cancel, Event, GenerateError, Request, Summary};
 use crate::loaded::TextSide;
 use crate::runner::Runner;
 use batch::Batcher;
+pub use history::{Course, Ended, History, REMEMBERED, Sums};
 pub use load::Load;
-pub use meters::Meters;
+pub use meters::{MOST_SEGMENTS, Meters};
 pub use pace::{Forecast, INTER_TOKEN_TARGET};
 use queue::Queue;
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::queue::{Job, Rank};
-use super::{Meters, ServiceError, Sink, Update};
+use super::{Course, Meters, ServiceError, Sink, Update};
 use crate::generate::{Cancel, Event, Finish, Reply, Request, Summary};
 use crate::runner::Sequence;
 
@@ -39,6 +39,23 @@ impl Group {
     /// Time since the request came.
     pub(super) fn age(&self) -> Duration {
         self.queued.elapsed()
+    }
+
+    /// How far reply number `choice` came; `began` is when it was seated.
+    pub(super) fn course(
+        &self,
+        choice: u32,
+        began: Option<Instant>,
+        first: Option<Instant>,
+    ) -> Course {
+        let since = |time: Instant| time - self.queued;
+        Course {
+            prompt_tokens: self.request.prompt.len(),
+            further: choice > 0,
+            queued: began.map(since),
+            first_token: first.map(since),
+            total: self.age(),
+        }
     }
 
     /// Tells the caller. False if nobody listens; a caller that panics does not.
@@ -175,6 +192,11 @@ impl Seat {
                 self.end = Some(Err(ServiceError::Panicked));
             }
         }
+    }
+
+    /// How far it came.
+    pub(super) fn course(&self) -> Course {
+        self.group.course(self.choice, Some(self.began), self.first)
     }
 
     /// Figures of how it ended.

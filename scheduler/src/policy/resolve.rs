@@ -129,6 +129,17 @@ impl Resolved {
         Ok(resolved)
     }
 
+    /// This policy with other keys laid over it, which come from `source`.
+    ///
+    /// # Errors
+    /// Numbers that make no sense.
+    pub fn with(&self, keys: &Keys, source: &str) -> Result<Self, PolicyError> {
+        let mut resolved = self.clone();
+        resolved.policy.lay(keys, source, &mut resolved.origins);
+        resolved.check_numbers()?;
+        Ok(resolved)
+    }
+
     /// This policy without the names of devices that may be used or not: for machines whose devices were
     /// chosen by them before.
     #[must_use]

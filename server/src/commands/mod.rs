@@ -11,6 +11,7 @@ pub(crate) mod logits;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod prepare;
+pub(crate) mod ps;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;

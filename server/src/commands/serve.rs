@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use trefoil_engine::backends::{Backends, Gpus};
 use trefoil_engine::model::{DEFAULT_CONTEXT, DEMO, ModelOptions};
@@ -21,16 +21,7 @@ use crate::signals::Signals;
 /// The server's options: flags, then the configuration.
 fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> {
     let host = args.host.clone().unwrap_or_else(|| config.host.clone());
-    let api_key = match (&args.api_key_file, &args.api_key) {
-        (Some(path), _) => Some(common::read_text(path, Status::Usage)?.trim().to_owned()),
-        (None, Some(key)) => Some(key.clone()),
-        (None, None) if !config.api_key_file.is_empty() => {
-            let path = Path::new(&config.api_key_file);
-            Some(common::read_text(path, Status::Usage)?.trim().to_owned())
-        }
-        (None, None) => config.api_key.get().map(str::to_owned),
-    };
-    let api_key = api_key.filter(|key| !key.is_empty());
+    let api_key = api_key(args.api_key_file.as_deref(), args.api_key.as_deref(), config)?;
     let local =
         host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     if !local && api_key.is_none() && !args.allow_unauthenticated {
@@ -56,6 +47,21 @@ fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> 
         metrics: config.metrics,
         ..ServerOptions::default()
     })
+}
+
+/// The key of a server: flags, then the configuration.
+pub(super) fn api_key(
+    file: Option<&Path>,
+    key: Option<&str>,
+    config: &Server,
+) -> Result<Option<String>, Failure> {
+    let own = Some(Path::new(&config.api_key_file)).filter(|path| !path.as_os_str().is_empty());
+    let key = match (file.or(own.filter(|_| key.is_none())), key) {
+        (Some(path), _) => Some(common::read_text(path, Status::Usage)?.trim().to_owned()),
+        (None, Some(key)) => Some(key.to_owned()),
+        (None, None) => config.api_key.get().map(str::to_owned),
+    };
+    Ok(key.filter(|key| !key.is_empty()))
 }
 
 /// A time limit; none where it is 0.
@@ -168,19 +174,17 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
             }
         }
         models.push(
-            ServedModel::new(id.clone(), loaded, &service, &metrics)?.with_aliases(aliases.clone()),
+            ServedModel::new(
+                id.clone(),
+                loaded,
+                placement.settings.policy.clone(),
+                &service,
+                &metrics,
+            )?
+            .with_aliases(aliases.clone()),
         );
     }
-    let default_model = models[0].id.clone();
-    models.sort_by(|a, b| a.id.cmp(&b.id));
-    let state = AppState {
-        options: server,
-        models,
-        default_model,
-        devices: backends.devices.clone(),
-        metrics,
-        started: Instant::now(),
-    };
+    let state = AppState::new(server, models, &backends, config.clone(), metrics);
     state.describe_in_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(listen(port, Arc::new(state)))

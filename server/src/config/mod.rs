@@ -77,7 +77,7 @@ const NAMED: [(&str, [&str; 2]); 7] = [
 const PREFIX: &str = "TREFOIL__";
 
 /// What applies, and where it is from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     /// Everything but policies.
     pub(crate) sections: Sections,
@@ -212,6 +212,12 @@ impl Config {
         names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     }
 
+    /// Names of all policies: those of files, and the objectives.
+    pub(crate) fn known_policies(&self) -> Vec<String> {
+        let built_in = OBJECTIVES.into_iter().chain([ON_BATTERY]).map(str::to_owned);
+        built_in.chain(self.policy_names()).collect()
+    }
+
     /// The policy of a name: one of `[policies.NAME]`; `on_battery`, as it is with the battery empty;
     /// else an objective, laid over `[policy]`. `[policy]` itself if there is no name.
     pub(crate) fn policy(&self, name: Option<&str>) -> Result<Resolved, PolicyError> {
@@ -235,9 +241,8 @@ impl Config {
             });
             return Resolved::new(&files, None, None);
         }
-        let named = self.policy_names();
-        let known: Vec<&str> =
-            named.iter().map(String::as_str).chain([ON_BATTERY]).chain(OBJECTIVES).collect();
+        let known = self.known_policies();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
         Err(PolicyError::Unknown {
             got: name.to_owned(),
             known: known.join(", "),

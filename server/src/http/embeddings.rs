@@ -1,6 +1,7 @@
 //! POST /v1/embeddings.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use trefoil_engine::embedding::EmbedError;
 use trefoil_engine::runner::RunError;
-use trefoil_engine::service::SubmitError;
+use trefoil_engine::service::{Course, Ended, SubmitError};
 
 use super::chat::{find, ignored_header, read_body};
 use super::error::ApiError;
@@ -193,6 +194,8 @@ pub(crate) async fn create(
     let texts = tokens(model, request.inputs).inspect_err(rejected)?;
     let counts: usize = texts.iter().map(Vec::len).sum();
     let expected = texts.len();
+    let begin = Instant::now();
+    model.history.used();
     let (sender, mut receiver) = unbounded_channel();
     // A send fails when the client is gone: that ends the work.
     let sink = Box::new(move |result| sender.send(result).is_ok());
@@ -217,6 +220,8 @@ pub(crate) async fn create(
     state.metrics.requests_total.with_label_values(&[id, "stop"]).inc();
     let read = state.metrics.prompt_tokens_total.with_label_values(&[id, "computed"]);
     read.inc_by(counts as f64);
+    let course = Course { prompt_tokens: counts, total: begin.elapsed(), ..Course::default() };
+    model.history.push(Ended::now("stop", course, None));
     let usage = json!({"prompt_tokens": counts, "total_tokens": counts});
     let object = json!({"object": "list", "data": data, "model": model.id, "usage": usage});
     let mut response = axum::Json(object).into_response();

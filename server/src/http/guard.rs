@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 use super::state::{AppState, ServerOptions};
+use crate::page;
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -61,18 +62,20 @@ fn check_host(
     Err(ApiError::new(StatusCode::FORBIDDEN, "host_not_allowed", message))
 }
 
-/// Is the origin one that pages may call from?
-fn origin_allowed(origin: &str, options: &ServerOptions) -> bool {
-    let local = origin
-        .split_once("://")
-        .and_then(|(_, authority)| host_name(authority))
-        .is_some_and(|host| is_local(&host));
-    local || options.allowed_origins.iter().any(|other| other == origin)
+/// Is the origin one that pages may call from? `host` is that of the request, which was checked: pages
+/// of this server may.
+fn origin_allowed(origin: &str, host: Option<&str>, options: &ServerOptions) -> bool {
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    let local = authority.and_then(host_name).is_some_and(|host| is_local(&host));
+    let own =
+        authority.zip(host).is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host));
+    local || own || options.allowed_origins.iter().any(|other| other == origin)
 }
 
 fn check_origin(headers: &HeaderMap, options: &ServerOptions) -> Result<(), ApiError> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    if origin.to_str().is_ok_and(|origin| origin_allowed(origin, options)) {
+    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    if origin.to_str().is_ok_and(|origin| origin_allowed(origin, host, options)) {
         return Ok(());
     }
     let message = format!(
@@ -89,7 +92,7 @@ fn same_secret(a: &[u8], b: &[u8]) -> bool {
 
 fn check_key(headers: &HeaderMap, path: &str, options: &ServerOptions) -> Result<(), ApiError> {
     let Some(key) = &options.api_key else { return Ok(()) };
-    if matches!(path, "/health" | "/ready") {
+    if matches!(path, "/health" | "/ready") || page::is_page(path) {
         return Ok(());
     }
     let given = headers.get(header::AUTHORIZATION).and_then(|value| {
@@ -167,6 +170,8 @@ pub(crate) async fn guard(
         .get::<axum::extract::MatchedPath>()
         .map_or("other".to_owned(), |path| path.as_str().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
+    let host = request.headers().get(header::HOST).cloned();
+    let host = host.as_ref().and_then(|value| value.to_str().ok());
     let mut response = match check(&request, &state) {
         Err(error) => error.into_response(),
         Ok(()) if is_preflight(&request) => preflight(),
@@ -175,7 +180,7 @@ pub(crate) async fn guard(
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id.clone());
     if let Some(origin) = origin
-        && origin.to_str().is_ok_and(|origin| origin_allowed(origin, &state.options))
+        && origin.to_str().is_ok_and(|origin| origin_allowed(origin, host, &state.options))
     {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::VARY, HeaderValue::from_static("Origin"));
@@ -236,12 +241,15 @@ mod tests {
             ..ServerOptions::default()
         };
         for good in ["http://localhost:3000", "http://127.0.0.1", "https://app.example"] {
-            assert!(origin_allowed(good, &options), "{good}");
+            assert!(origin_allowed(good, None, &options), "{good}");
         }
         for bad in
             ["https://evil.example", "null", "https://app.example.evil", "http://localhost.evil"]
         {
-            assert!(!origin_allowed(bad, &options), "{bad}");
+            assert!(!origin_allowed(bad, Some("box.lan:9378"), &options), "{bad}");
         }
+        // The page of a server that others reach under a name calls it under that name.
+        assert!(origin_allowed("http://box.lan:9378", Some("box.lan:9378"), &options));
+        assert!(!origin_allowed("http://box.lan:80", Some("box.lan:9378"), &options));
     }
 }

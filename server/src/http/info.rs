@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use trefoil_devices_api::DeviceKind;
 
 use super::error::ApiError;
 use super::state::{AppState, ServedModel};
@@ -25,7 +26,7 @@ fn describe(model: &ServedModel) -> Value {
             "max_context_length": model.max_context,
             "size_bytes": model.bytes,
             "capabilities": if model.generative { vec!["chat"] } else { vec!["embeddings"] },
-            "plan_version": 1,
+            "plan_version": model.plan_version,
         },
     })
 }
@@ -58,6 +59,24 @@ pub(crate) fn unknown_model(state: &AppState, id: &str) -> ApiError {
     ApiError { param: Some("model".to_owned()), ..error }
 }
 
+/// Sorts of devices, as Lemonade's clients read them: `gpu npu`.
+fn kinds(state: &AppState, devices: &[String]) -> String {
+    let kind = |name: &String| {
+        let found = state.devices.iter().find(|device| device.info().name == *name);
+        found.map_or_else(
+            || name.clone(),
+            |device| match device.info().kind {
+                DeviceKind::Cpu => "cpu".to_owned(),
+                DeviceKind::Gpu => "gpu".to_owned(),
+                DeviceKind::Npu => "npu".to_owned(),
+                DeviceKind::Reference | DeviceKind::Simulated => name.clone(),
+            },
+        )
+    };
+    let kinds: std::collections::BTreeSet<String> = devices.iter().map(kind).collect();
+    kinds.into_iter().collect::<Vec<_>>().join(" ")
+}
+
 /// GET /health
 pub(crate) async fn health(State(state): State<Arc<AppState>>) -> axum::Json<Value> {
     let loaded: Vec<Value> = state
@@ -66,12 +85,11 @@ pub(crate) async fn health(State(state): State<Arc<AppState>>) -> axum::Json<Val
         .map(|model| {
             let mut devices = model.prefill_devices.clone();
             devices.extend(model.decode_devices.iter().cloned());
-            devices.sort();
-            devices.dedup();
             json!({
                 "model_name": model.id,
                 "type": if model.generative { "llm" } else { "embedding" },
-                "device": devices.join(" "),
+                "device": kinds(&state, &devices),
+                "last_use": model.history.last_use().unwrap_or(model.created as f64) as u64,
             })
         })
         .collect();

@@ -9,6 +9,7 @@ mod fields;
 mod guard;
 mod id;
 mod info;
+mod inspect;
 mod sse;
 mod state;
 
@@ -22,6 +23,7 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::page;
 use error::ApiError;
 pub(crate) use id::seed as random_seed;
 pub(crate) use state::{AppState, ServedModel, ServerOptions};
@@ -33,12 +35,18 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
         .route("/embeddings", post(embeddings::create))
         .route("/models", get(info::models))
         .route("/models/{*id}", get(info::model))
-        .route("/health", get(info::health));
+        .route("/health", get(info::health))
+        .route("/plan", get(inspect::plan).post(inspect::what_if))
+        .route("/policy", get(inspect::policy))
+        .route("/devices", get(inspect::devices))
+        .route("/system-info", get(inspect::system_info))
+        .route("/stats", get(inspect::stats));
     let mut all = Router::new()
         .nest("/v1", api.clone())
         .nest("/api/v1", api)
         .route("/health", get(info::health))
-        .route("/ready", get(info::ready));
+        .route("/ready", get(info::ready))
+        .merge(page::routes());
     if state.options.metrics {
         all = all.route("/metrics", get(info::metrics));
     }

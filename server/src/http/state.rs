@@ -3,13 +3,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trefoil_devices_api::{Device, Phase};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use trefoil_devices_api::{Device, MemoryManager, Phase};
+use trefoil_engine::backends::{Backends, Refused};
+use trefoil_engine::calibrate::{Costs, Predictor};
 use trefoil_engine::embedding::Embedder;
+use trefoil_engine::live::{Live, Measured};
 use trefoil_engine::loaded::{Loaded, TextSide};
-use trefoil_engine::service::{Forecast, Meters, Service, ServiceOptions};
+use trefoil_engine::model::Lowered;
+use trefoil_engine::service::{Forecast, History, Meters, Service, ServiceOptions};
 use trefoil_graph::Origin;
 use trefoil_scheduler::Plan;
-use trefoil_telemetry::{Metrics, resident_memory};
+use trefoil_scheduler::policy::Resolved;
+use trefoil_telemetry::Metrics;
+
+use super::inspect::LastLook;
+use crate::config::Config;
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -75,7 +85,29 @@ pub(crate) struct ServedModel {
     aliases: Vec<String>,
     work: Work,
     pub(crate) text: Arc<TextSide>,
+    /// File and layer graph.
+    pub(crate) lowered: Lowered,
     pub(crate) plan: Plan,
+    /// Number of the plan in force: the first is 1.
+    pub(crate) plan_version: u64,
+    /// What the plan was made for.
+    pub(crate) policy: Resolved,
+    /// What the devices' work costs, where that is known.
+    pub(crate) costs: Option<Costs>,
+    /// Time that making the plan took.
+    pub(crate) planning: Duration,
+    /// Measured steps.
+    live: Arc<Live>,
+    /// The last requests.
+    pub(crate) history: Arc<History>,
+    /// Bytes of one stored key or value element.
+    pub(crate) kv_element_bytes: usize,
+    /// Tokens of a KV page.
+    pub(crate) page_tokens: usize,
+    /// Most tokens of a prompt chunk.
+    pub(crate) chunk: usize,
+    /// Sequences that run together.
+    pub(crate) sequences: usize,
     pub(crate) prefill_devices: Vec<String>,
     pub(crate) decode_devices: Vec<String>,
     pub(crate) context: usize,
@@ -94,19 +126,24 @@ pub(crate) struct ServedModel {
 }
 
 impl ServedModel {
-    /// Puts a loaded model into service under `id`. What its plan predicts is added to `options`, and
-    /// where it counts what happens.
+    /// Puts a model that was loaded under `policy` into service under `id`. What its plan predicts is
+    /// added to `options`, and where it counts what happens.
     pub(crate) fn new(
         id: String,
         loaded: Loaded,
+        policy: Resolved,
         options: &ServiceOptions,
         metrics: &Metrics,
     ) -> std::io::Result<Self> {
+        let meters = Meters::new(metrics, &id);
+        let (live, history) = (meters.live().clone(), meters.history().clone());
         let options = ServiceOptions {
             forecast: Forecast::of(&loaded.plan),
-            meters: Some(Meters::new(metrics, &id)),
+            meters: Some(meters),
             ..options.clone()
         };
+        let layout = loaded.runner.executor.kv.layout();
+        let (half, page_tokens) = (layout.half, layout.page_tokens);
         let names = |phase| loaded.devices(phase).into_iter().map(|(name, _)| name).collect();
         let (prefill_devices, decode_devices) = (names(Phase::Prefill), names(Phase::Decode));
         let file = &loaded.lowered.file;
@@ -145,12 +182,23 @@ impl ServedModel {
             generative: loaded.lowered.hyper.causal,
             created: super::id::unix_time(),
             took: loaded.took,
-            plan: loaded.plan.clone(),
+            planning: loaded.planning,
+            plan: loaded.plan,
+            plan_version: 1,
+            policy,
+            costs: loaded.costs,
+            live,
+            history,
+            kv_element_bytes: if half { 2 } else { 4 },
+            page_tokens,
+            chunk: loaded.runner.chunk(),
+            sequences: options.sequences,
             work: if loaded.lowered.hyper.causal {
                 Work::Replies(Service::start(loaded.runner, loaded.text, options)?)
             } else {
                 Work::Embeddings(Embedder::start(loaded.runner, options.queue)?)
             },
+            lowered: loaded.lowered,
             id,
             aliases: Vec::new(),
             prefill_devices,
@@ -181,6 +229,18 @@ impl ServedModel {
         }
     }
 
+    /// What its steps took; `None` for one that makes embeddings, whose steps are not measured.
+    pub(crate) fn measured(&self) -> Option<Measured> {
+        self.service().map(|_| self.live.measured())
+    }
+
+    /// What predicts its steps, where costs are known.
+    pub(crate) fn predictor(&self) -> Option<Predictor<'_>> {
+        let kv_element_bytes = self.kv_element_bytes as f64;
+        let (costs, graph) = (self.costs.as_ref()?, &self.lowered.graph);
+        Some(Predictor { costs, graph, kv_element_bytes })
+    }
+
     /// Is it meant by this name?
     pub(crate) fn has_name(&self, name: &str) -> bool {
         self.id == name || self.aliases.iter().any(|alias| alias == name)
@@ -195,78 +255,49 @@ pub(crate) struct AppState {
     /// Id that `default` means.
     pub(crate) default_model: String,
     pub(crate) devices: Vec<Arc<dyn Device>>,
+    /// Devices that are here and may not be used.
+    pub(crate) refused: Vec<Refused>,
+    /// Who holds how much memory.
+    pub(crate) memory: MemoryManager,
+    /// Policies by name.
+    pub(crate) config: Config,
     pub(crate) metrics: Metrics,
+    /// What the last look at the metrics saw.
+    pub(crate) last_look: Mutex<LastLook>,
+    /// Room to plan: for one at a time.
+    pub(crate) planning: Arc<Semaphore>,
     pub(crate) started: Instant,
 }
 
 impl AppState {
+    /// What is served from now on; the first of `models` is the default one.
+    pub(crate) fn new(
+        options: ServerOptions,
+        mut models: Vec<ServedModel>,
+        backends: &Backends,
+        config: Config,
+        metrics: Metrics,
+    ) -> Self {
+        let default_model = models.first().map_or_else(String::new, |model| model.id.clone());
+        models.sort_by(|a, b| a.id.cmp(&b.id));
+        Self {
+            options,
+            models,
+            default_model,
+            devices: backends.devices.clone(),
+            refused: backends.refused.clone(),
+            memory: backends.memory.clone(),
+            config,
+            metrics,
+            last_look: Mutex::new(LastLook::now(&backends.devices)),
+            planning: Arc::new(Semaphore::new(1)),
+            started: Instant::now(),
+        }
+    }
+
     /// The model of a name: its id, or `default`.
     pub(crate) fn model(&self, name: &str) -> Option<&ServedModel> {
         let id = if name == "default" { &self.default_model } else { name };
         self.models.iter().find(|model| model.has_name(id))
-    }
-
-    /// Sets the metrics that tell what is, not what happened.
-    pub(crate) fn refresh_metrics(&self) {
-        let metrics = &self.metrics;
-        for model in &self.models {
-            let id = model.id.as_str();
-            let Some(service) = model.service() else { continue };
-            let load = service.load();
-            let waiting = service.waiting();
-            metrics.requests_waiting.with_label_values(&[id]).set(waiting as f64);
-            metrics.requests_running.with_label_values(&[id]).set(load.running() as f64);
-            let pages = load.pages();
-            for (state, count) in
-                [("used", pages.used), ("cached", pages.cached), ("free", pages.free)]
-            {
-                metrics.kv_pages.with_label_values(&[id, state]).set(count as f64);
-            }
-            let evictions = metrics.kv_evictions_total.with_label_values(&[id]);
-            evictions.inc_by((load.evicted() as f64 - evictions.get()).max(0.0));
-        }
-        for device in &self.devices {
-            if let Some(busy) = device.sample().busy {
-                let name = device.info().name.as_str();
-                metrics.device_utilization_ratio.with_label_values(&[name]).set(busy);
-            }
-        }
-        if let Some(bytes) = resident_memory() {
-            metrics
-                .process_resident_memory_bytes
-                .with_label_values::<&str>(&[])
-                .set(bytes.0 as f64);
-        }
-    }
-
-    /// Sets the metrics that never change.
-    pub(crate) fn describe_in_metrics(&self) {
-        let metrics = &self.metrics;
-        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        for model in &self.models {
-            let id = model.id.as_str();
-            let info = [id, &model.architecture, model.format];
-            metrics.model_info.with_label_values(&info).set(1.0);
-            metrics.model_loaded.with_label_values(&[id]).set(1.0);
-            let load_time = metrics.model_load_duration_seconds.with_label_values(&[id]);
-            load_time.observe(model.took.as_secs_f64());
-            for bucket in &model.plan.buckets {
-                for (device, units) in bucket.units_per_device() {
-                    let labels = [id, bucket.bucket.phase.name(), device];
-                    metrics.placement_units.with_label_values(&labels).set(units as f64);
-                }
-            }
-            if let Some(service) = model.service() {
-                let capacity = metrics.queue_capacity.with_label_values::<&str>(&[]);
-                capacity.set(service.capacity() as f64);
-            }
-        }
-        for device in &self.devices {
-            let info = device.info();
-            let kind = format!("{:?}", info.kind).to_lowercase();
-            let labels = [info.name.as_str(), &kind, &info.product, &info.driver];
-            metrics.device_info.with_label_values(&labels).set(1.0);
-            metrics.device_up.with_label_values(&[info.name.as_str()]).set(1.0);
-        }
     }
 }
