@@ -10,6 +10,7 @@ use trefoil_scheduler::Plan;
 
 use crate::backends::Backends;
 use crate::calibrate::{Costs, Predictor};
+use crate::grammar::Grammars;
 use crate::model::{Lowered, ModelError, ModelOptions, open_file};
 use crate::runner::Runner;
 use crate::text::of_model::{self, ModelTemplateError};
@@ -52,6 +53,8 @@ pub struct TextSide {
     pub template: ChatTemplate,
     /// Sampling that the model recommends.
     pub sampling: SamplingSettings,
+    /// What compiles grammars for its tokens.
+    pub grammars: Grammars,
     vocabulary: SamplerVocabulary,
 }
 
@@ -76,7 +79,8 @@ impl TextSide {
         let ends: Arc<[u32]> = tokenizer.end_tokens().into();
         let eos = tokenizer.eos().or(ends.first().copied()).unwrap_or(0);
         let vocabulary = SamplerVocabulary { tokens: tokenizer.vocab_size(), eos, ends };
-        Ok(Self { tokenizer, template, sampling, vocabulary })
+        let grammars = Grammars::new(tokenizer.clone());
+        Ok(Self { tokenizer, template, sampling, grammars, vocabulary })
     }
 
     /// What a sampler needs to know of the vocabulary.

@@ -69,7 +69,14 @@ pub fn request(prompt: Vec<u32>, temperature: f32, seed: i64, max_tokens: usize)
     sampling.temperature = temperature;
     // Replies as long as they may be, whatever the model would like to say.
     sampling.ignore_eos = true;
-    Request { prompt, sampling, max_tokens: Some(max_tokens), stop: Vec::new(), seed }
+    Request {
+        prompt,
+        sampling,
+        max_tokens: Some(max_tokens),
+        stop: Vec::new(),
+        seed,
+        grammar: None,
+    }
 }
 
 /// Some requests with prompts of many lengths, greedy and not.

@@ -111,6 +111,7 @@ fn ask(service: &Service, prompt: &[u32]) -> Result<Summary, ServiceError> {
         max_tokens: Some(4),
         stop: Vec::new(),
         seed: 1,
+        grammar: None,
     };
     let (sender, receiver) = mpsc::channel();
     let sink = Box::new(move |_, update| {

@@ -86,6 +86,7 @@ pub(crate) fn request(
         max_tokens: args.max_tokens.map(|n| n as usize),
         stop: args.stop.clone(),
         seed: args.seed.unwrap_or_else(crate::random_seed),
+        grammar: None,
     })
 }
 

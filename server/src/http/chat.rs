@@ -93,6 +93,7 @@ impl Job {
                 max_tokens: self.request.max_tokens,
                 stop: self.request.stop.clone(),
                 seed: self.seed,
+                grammar: None,
             },
             choices: self.request.n,
             priority: self.request.priority,
