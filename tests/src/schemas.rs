@@ -94,7 +94,7 @@ impl Maker<'_> {
             let more = json!({
                 "type": "object", "properties": {"more": {"type": "boolean"}}, "required": ["more"],
             });
-            schema["additionalProperties"] = json!({"type": "boolean"});
+            schema["properties"]["more"] = json!({"enum": [true, 1]});
             return json!({"allOf": [schema, more]});
         }
         schema

@@ -54,12 +54,12 @@ fn all_valid(model: &mut Loaded, count: usize) {
         "properties": {"value": {"type": "integer"}, "next": {"$ref": "#"}},
     });
     for case in 0..count {
-        let schema = match case % 10 {
+        let schema = match case % 25 {
             8 => json!({"type": "object"}),
             9 => tree.clone(),
             _ => schema(&mut random),
         };
-        let source = if case % 10 == 8 { GrammarSource::JsonObject } else { source(&schema) };
+        let source = if case % 25 == 8 { GrammarSource::JsonObject } else { source(&schema) };
         let temperature = if case % 5 == 0 { 0.0 } else { 1.0 };
         let request = by(model, &source, temperature, case as i64);
         let reply = alone(model, &request);
@@ -74,7 +74,7 @@ fn all_valid(model: &mut Loaded, count: usize) {
             .unwrap_or_else(|error| panic!("{schema}: {error}: {}", reply.text));
     }
     println!("{finished} of {count} replies came to their end, all of them valid");
-    assert!(finished * 10 >= count * 7, "{finished} of {count}");
+    assert!(finished * 10 >= count * 8, "{finished} of {count}");
 }
 
 #[test]

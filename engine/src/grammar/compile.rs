@@ -26,9 +26,9 @@ const KEPT_MAX: usize = 16;
 /// Stack of a compiling thread: deep nesting makes deep calls.
 const STACK_BYTES: usize = 64 << 20;
 
-/// White space between the parts of a JSON document: none, a space, or a line break with indentation.
-/// More would only be a way never to end.
-const WHITE_SPACE: &str = r" |\n[ \t]{0,32}";
+/// White space between the parts of a JSON document: none, or a space. More says nothing, costs tokens,
+/// and is where small models never come to an end.
+const WHITE_SPACE: &str = " ";
 
 /// A compiled grammar; clones share it.
 #[derive(Clone)]
