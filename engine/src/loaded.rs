@@ -16,6 +16,7 @@ use crate::runner::Runner;
 use crate::text::of_model::{self, ModelTemplateError};
 use crate::text::sampling::{SamplerVocabulary, SamplingSettings};
 use crate::text::template::{CivilTime, Conversation};
+use crate::text::tools::{self, CallStyle};
 use crate::text::{ChatTemplate, EncodeOptions, TemplateError, Tokenizer, TokenizerError};
 
 /// A model that cannot be loaded.
@@ -55,6 +56,8 @@ pub struct TextSide {
     pub sampling: SamplingSettings,
     /// What compiles grammars for its tokens.
     pub grammars: Grammars,
+    /// How the model calls tools.
+    pub calls: CallStyle,
     vocabulary: SamplerVocabulary,
 }
 
@@ -80,7 +83,8 @@ impl TextSide {
         let eos = tokenizer.eos().or(ends.first().copied()).unwrap_or(0);
         let vocabulary = SamplerVocabulary { tokens: tokenizer.vocab_size(), eos, ends };
         let grammars = Grammars::new(tokenizer.clone());
-        Ok(Self { tokenizer, template, sampling, grammars, vocabulary })
+        let calls = CallStyle::of(&template, &tokenizer);
+        Ok(Self { tokenizer, template, sampling, grammars, calls, vocabulary })
     }
 
     /// What a sampler needs to know of the vocabulary.
@@ -94,9 +98,20 @@ impl TextSide {
         messages: &Json,
         variables: Option<&serde_json::Map<String, Json>>,
     ) -> Result<String, TemplateError> {
+        self.render_with_tools(messages, None, variables)
+    }
+
+    /// The same with tools that the model may call, in the layout of OpenAI's chat API.
+    pub fn render_with_tools(
+        &self,
+        messages: &Json,
+        tools: Option<&Json>,
+        variables: Option<&serde_json::Map<String, Json>>,
+    ) -> Result<String, TemplateError> {
+        let messages = &tools::prepare(&self.calls, messages, tools);
         self.template.render(&Conversation {
             messages,
-            tools: None,
+            tools,
             add_generation_prompt: true,
             variables,
             now: CivilTime::now(),

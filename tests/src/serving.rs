@@ -76,6 +76,7 @@ pub fn request(prompt: Vec<u32>, temperature: f32, seed: i64, max_tokens: usize)
         stop: Vec::new(),
         seed,
         grammar: None,
+        shown: [].into(),
     }
 }
 

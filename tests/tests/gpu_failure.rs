@@ -112,6 +112,7 @@ fn ask(service: &Service, prompt: &[u32]) -> Result<Summary, ServiceError> {
         stop: Vec::new(),
         seed: 1,
         grammar: None,
+        shown: [].into(),
     };
     let (sender, receiver) = mpsc::channel();
     let sink = Box::new(move |_, update| {

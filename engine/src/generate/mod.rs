@@ -28,6 +28,8 @@ pub struct Request {
     pub seed: i64,
     /// What the reply follows, if anything.
     pub grammar: Option<Grammar>,
+    /// Control tokens that are part of the text: marks of tool calls. Others leave none.
+    pub shown: Arc<[u32]>,
 }
 
 /// Log probabilities of one step.

@@ -50,7 +50,8 @@ impl Reply {
         // A mask may leave none of the largest.
         let few = !padded && constraint.is_none();
         Ok(Self {
-            detokenizer: Detokenizer::new(text.tokenizer.clone(), options, stops),
+            detokenizer: Detokenizer::new(text.tokenizer.clone(), options, stops)
+                .showing(request.shown.clone()),
             tokenizer: text.tokenizer.clone(),
             largest: sampler.largest().filter(|_| few).unwrap_or(0),
             sampler,

@@ -214,14 +214,7 @@ impl GrammarSource {
 
     /// As the compiler takes it.
     fn lower(&self) -> Result<TopLevelGrammar, GrammarError> {
-        let json = |mut schema: serde_json::Value| {
-            let options = json!({"whitespace_pattern": WHITE_SPACE, "coerce_one_of": true});
-            if !schema.is_object() {
-                schema = json!({"allOf": [schema]});
-            }
-            schema["x-guidance"] = options;
-            TopLevelGrammar::from_json_schema(schema)
-        };
+        let json = |schema| TopLevelGrammar::from_json_schema(json_part(schema));
         Ok(match self {
             Self::JsonObject => json(json!({"type": "object"})),
             Self::JsonSchema(schema) => json(schema.value().clone()),
@@ -233,6 +226,15 @@ impl GrammarSource {
             Self::Regex(text) => TopLevelGrammar::from_regex(text),
         })
     }
+}
+
+/// A schema with what the compiler is told about all JSON.
+pub(crate) fn json_part(mut schema: serde_json::Value) -> serde_json::Value {
+    if !schema.is_object() {
+        schema = json!({"allOf": [schema]});
+    }
+    schema["x-guidance"] = json!({"whitespace_pattern": WHITE_SPACE, "coerce_one_of": true});
+    schema
 }
 
 /// Refuses nesting that would need too deep a stack.

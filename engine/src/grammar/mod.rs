@@ -14,8 +14,10 @@ mod regular;
 mod schema;
 mod vocabulary;
 
+pub(crate) use compile::json_part;
 pub use compile::{COMPILE_LIMIT, Grammar, Grammars};
 pub(crate) use constraint::Constraint;
+pub(crate) use regular::escaped;
 pub use schema::{CheckedSchema, check_schema};
 
 /// Longest source of a grammar or schema, in bytes.

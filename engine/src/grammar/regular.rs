@@ -95,7 +95,7 @@ fn grown(bodies: &[Node], holds: fn(&Node, &[bool]) -> bool) -> Vec<bool> {
 }
 
 /// A character inside of a regular expression, in or out of a class.
-pub(super) fn escaped(character: char) -> String {
+pub(crate) fn escaped(character: char) -> String {
     if character.is_ascii_alphanumeric() {
         return character.to_string();
     }

@@ -10,6 +10,7 @@ pub mod sampling;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+pub mod tools;
 
 pub use detokenize::{Detokenizer, Piece};
 pub use stop::{StopHit, StopStrings};

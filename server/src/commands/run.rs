@@ -87,6 +87,7 @@ pub(crate) fn request(
         stop: args.stop.clone(),
         seed: args.seed.unwrap_or_else(crate::random_seed),
         grammar: None,
+        shown: [].into(),
     })
 }
 

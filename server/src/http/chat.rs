@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use trefoil_engine::generate::{Cancel, Event, GenerateError, Request, Summary};
+use trefoil_engine::grammar::Grammar;
 use trefoil_engine::runner::RunError;
 use trefoil_engine::service::{Order, ServiceError, SubmitError, Update};
 use trefoil_engine::text::TemplateError;
@@ -18,12 +19,14 @@ use trefoil_engine::text::sampling::SamplingParams;
 use super::answer::{self, Head};
 use super::chat_request::ChatRequest;
 use super::error::ApiError;
+use super::format::{self, Format};
 use super::info::unknown_model;
 use super::sse;
 use super::state::{AppState, ServedModel};
+use super::tools::{self, Finder, Part};
 
 /// Updates of the reply with this number.
-type Tagged = (u32, Update);
+pub(super) type Tagged = (u32, Update);
 
 /// Reads a body within the limits of size and time.
 pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
@@ -45,24 +48,33 @@ pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, Api
 }
 
 /// A request on its way: its prompt, and what is the same for all its replies.
-struct Job {
-    request: ChatRequest,
+pub(super) struct Job {
+    pub(super) request: ChatRequest,
     prompt: Vec<u32>,
-    params: SamplingParams,
-    seed: i64,
+    pub(super) params: SamplingParams,
+    pub(super) seed: i64,
+    /// What its replies follow, once it was compiled.
+    grammar: Option<Grammar>,
 }
 
 impl Job {
-    fn new(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
         let options = &state.options;
-        let request = ChatRequest::read(body, options.max_n, options.strict_fields)?;
+        Self::new(state, ChatRequest::read(body, options.max_n, options.strict_fields)?)
+    }
+
+    pub(super) fn new(state: &AppState, request: ChatRequest) -> Result<Self, ApiError> {
         let model = find(state, &request.model)?;
         if !model.generative {
             return Err(cannot_chat(model));
         }
         let rendered = model
             .text
-            .render(&request.messages, Some(&request.template_variables))
+            .render_with_tools(
+                &request.messages,
+                request.tools.list().as_ref(),
+                Some(&request.template_variables),
+            )
             .map_err(|error| template_error(&error))?;
         let prompt = model.text.encode_rendered(&rendered);
         let completion = request.max_tokens.unwrap_or(1);
@@ -79,11 +91,30 @@ impl Job {
             .validate(model.vocabulary)
             .map_err(|error| ApiError::field("invalid_value", error.field, error.to_string()))?;
         let seed = request.sampling.seed.unwrap_or_else(super::id::seed);
-        Ok(Self { request, prompt, params, seed })
+        Ok(Self { request, prompt, params, seed, grammar: None })
+    }
+
+    /// Compiles what the replies follow, if they follow anything.
+    pub(super) async fn compile(&mut self, model: &ServedModel) -> Result<(), ApiError> {
+        let Format { source, field, .. } = &self.request.format;
+        let tools = &self.request.tools;
+        // What the text must be counts unless there must be calls instead.
+        let (source, field) = match source {
+            Some(source) if !tools.required() => (Some(source.clone()), *field),
+            _ => (tools.grammar(&model.text), "tools"),
+        };
+        if let Some(source) = source {
+            self.grammar = Some(format::compile(model, source, field).await?);
+        }
+        Ok(())
     }
 
     /// Queues the request; the updates of its replies come through the channel.
-    fn submit(&self, state: &AppState, model: &ServedModel) -> Result<Updates, ApiError> {
+    pub(super) fn submit(
+        &self,
+        state: &AppState,
+        model: &ServedModel,
+    ) -> Result<Updates, ApiError> {
         let service = model.service().ok_or_else(|| cannot_chat(model))?;
         let (sender, receiver) = unbounded_channel();
         let order = Order {
@@ -93,7 +124,11 @@ impl Job {
                 max_tokens: self.request.max_tokens,
                 stop: self.request.stop.clone(),
                 seed: self.seed,
-                grammar: None,
+                grammar: self.grammar.clone(),
+                shown: match self.request.tools.any() {
+                    true => model.text.calls.shown.clone(),
+                    false => [].into(),
+                },
             },
             choices: self.request.n,
             priority: self.request.priority,
@@ -119,8 +154,8 @@ impl Job {
 }
 
 /// The updates of a request's replies. Whoever stops listening cancels it, wherever it is.
-struct Updates {
-    receiver: UnboundedReceiver<Tagged>,
+pub(super) struct Updates {
+    pub(super) receiver: UnboundedReceiver<Tagged>,
     cancel: Cancel,
 }
 
@@ -144,12 +179,17 @@ fn template_error(error: &TemplateError) -> ApiError {
     ApiError::field("invalid_value", "messages", message)
 }
 
-fn service_error(error: &ServiceError) -> ApiError {
+pub(super) fn service_error(error: &ServiceError) -> ApiError {
     if let ServiceError::Generate(error) = error
         && let GenerateError::Run(RunError::Execute(error)) = &**error
     {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         return ApiError::new(status, "device_error", format!("A device failed: {error}."));
+    }
+    if let ServiceError::Generate(error) = error
+        && let GenerateError::Grammar(error) = &**error
+    {
+        return format::grammar_error(error, "response_format");
     }
     match error {
         ServiceError::QueueTimeout(limit) => ApiError::queue_timeout(*limit),
@@ -163,9 +203,41 @@ fn service_error(error: &ServiceError) -> ApiError {
 #[derive(Default)]
 struct Reply {
     text: String,
+    calls: Vec<Value>,
+    finder: Option<Finder>,
     tokens: Vec<u32>,
     logprobs: Vec<Value>,
     summary: Option<Summary>,
+}
+
+impl Reply {
+    fn push(&mut self, text: &str) {
+        match &mut self.finder {
+            None => self.text.push_str(text),
+            Some(finder) => {
+                let parts = finder.push(text);
+                self.take(parts);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(finder) = &mut self.finder {
+            let parts = finder.finish();
+            self.take(parts);
+        }
+    }
+
+    fn take(&mut self, parts: Vec<Part>) {
+        for part in parts {
+            match part {
+                Part::Text(text) => self.text.push_str(&text),
+                Part::Call { id, name, arguments, .. } => {
+                    self.calls.push(tools::call_object(&id, &name, &arguments));
+                }
+            }
+        }
+    }
 }
 
 /// What is known of a request so far, for the end of the answer.
@@ -193,19 +265,11 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
-    let job = Job::new(&state, &body).inspect_err(|error| {
-        let reason = match error.code {
-            "context_length_exceeded" => "too_long",
-            _ => "invalid",
-        };
-        state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
-    })?;
+    let refused = |error: &ApiError| count_refused(&state, error);
+    let mut job = Job::read(&state, &body).inspect_err(refused)?;
     let model = find(&state, &job.request.model)?;
-    let updates = job.submit(&state, model).inspect_err(|error| {
-        if error.code == "queue_full" {
-            state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
-        }
-    })?;
+    job.compile(model).await.inspect_err(refused)?;
+    let updates = job.submit(&state, model).inspect_err(refused)?;
     let ignored = ignored_header(&job.request.ignored);
     let mut response = if job.request.stream {
         stream(state.clone(), job, updates).await
@@ -216,6 +280,17 @@ pub(crate) async fn create(
         response.headers_mut().insert("x-trefoil-ignored", ignored);
     }
     Ok(response)
+}
+
+/// Counts a request that was refused.
+pub(super) fn count_refused(state: &AppState, error: &ApiError) {
+    let reason = match error.code {
+        "context_length_exceeded" => "too_long",
+        "queue_full" => "queue_full",
+        _ if error.status.is_server_error() => return,
+        _ => "invalid",
+    };
+    state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
 }
 
 /// The names of ignored fields as a header's value: escaped where a header could not hold them, and
@@ -244,7 +319,9 @@ async fn whole(
     mut updates: Updates,
 ) -> Result<axum::Json<Value>, ApiError> {
     let mut progress = Progress::new(model, job.request.n);
-    let mut replies: Vec<Reply> = (0..job.request.n).map(|_| Reply::default()).collect();
+    let mut replies: Vec<Reply> = (0..job.request.n)
+        .map(|_| Reply { finder: job.request.tools.finder(&model.text), ..Reply::default() })
+        .collect();
     let mut left = replies.len();
     while left > 0 {
         let Some((choice, update)) = updates.receiver.recv().await else {
@@ -255,13 +332,14 @@ async fn whole(
             Update::Started(queued) => progress.queued = queued,
             Update::Event(Event::PromptRead(_)) => {}
             Update::Event(Event::Token { id, text, logprobs }) => {
-                reply.text.push_str(&text);
+                reply.push(&text);
                 reply.tokens.push(id);
                 let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
                 reply.logprobs.extend(logprobs);
             }
-            Update::Event(Event::Text(text)) => reply.text.push_str(&text),
+            Update::Event(Event::Text(text)) => reply.push(&text),
             Update::Done(Ok(summary)) => {
+                reply.end();
                 progress.summaries[choice as usize] = Some(summary.clone());
                 reply.summary = Some(summary);
                 left -= 1;
@@ -277,10 +355,20 @@ async fn whole(
 }
 
 fn choice(job: &Job, index: usize, reply: &Reply) -> Value {
-    let finish = reply.summary.as_ref().map(|summary| answer::finish_reason(&summary.finish));
+    let finish = reply.summary.as_ref().map(|summary| match reply.calls.is_empty() {
+        true => answer::finish_reason(&summary.finish),
+        false => "tool_calls",
+    });
+    let mut message = json!({"role": "assistant", "content": reply.text, "refusal": null});
+    if !reply.calls.is_empty() {
+        if reply.text.is_empty() {
+            message["content"] = Value::Null;
+        }
+        message["tool_calls"] = json!(reply.calls);
+    }
     let mut value = json!({
         "index": index,
-        "message": {"role": "assistant", "content": reply.text, "refusal": null},
+        "message": message,
         "logprobs": job.request.logprobs.map(|_| json!({
             "content": reply.logprobs, "refusal": null,
         })),
@@ -353,6 +441,8 @@ async fn pump(
             return Ok(());
         }
     }
+    let mut finders: Vec<Option<Finder>> =
+        (0..job.request.n).map(|_| job.request.tools.finder(&model.text)).collect();
     let mut left = job.request.n;
     let mut next = first;
     while left > 0 {
@@ -366,7 +456,8 @@ async fn pump(
         let Some((index, update)) = update else {
             return Err(ApiError::internal("The generation ended without a result."));
         };
-        let object = match update {
+        let finder = &mut finders[index as usize];
+        let objects = match update {
             Update::Started(queued) => {
                 progress.queued = queued;
                 continue;
@@ -375,31 +466,45 @@ async fn pump(
             Update::Event(Event::Token { id, text, logprobs }) => {
                 let list = logprobs
                     .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
-                if text.is_empty() && list.is_none() && !job.request.return_tokens {
-                    continue;
+                let mut parts = deltas(finder, &text);
+                if parts.is_empty() && (list.is_some() || job.request.return_tokens) {
+                    parts.push(json!({}));
                 }
-                let content = if text.is_empty() { json!({}) } else { json!({"content": text}) };
-                let mut object = delta(index, content, list.unwrap_or(Value::Null));
-                if job.request.return_tokens {
-                    object["choices"][0]["tokens"] = json!([id]);
+                let mut list = list.unwrap_or(Value::Null);
+                let mut objects: Vec<Value> =
+                    parts.into_iter().map(|part| delta(index, part, list.take())).collect();
+                if let (Some(first), true) = (objects.first_mut(), job.request.return_tokens) {
+                    first["choices"][0]["tokens"] = json!([id]);
                 }
-                object
+                objects
             }
-            Update::Event(Event::Text(text)) => delta(index, json!({"content": text}), Value::Null),
+            Update::Event(Event::Text(text)) => {
+                let parts = deltas(finder, &text).into_iter();
+                parts.map(|part| delta(index, part, Value::Null)).collect()
+            }
             Update::Done(Ok(summary)) => {
                 left -= 1;
+                let rest = finder.as_mut().map(Finder::finish).unwrap_or_default();
+                let rest = rest.iter().flat_map(part_deltas);
+                let mut objects: Vec<Value> =
+                    rest.map(|part| delta(index, part, Value::Null)).collect();
+                let called = finder.as_ref().is_some_and(|finder| finder.calls > 0);
                 let mut object = delta(index, json!({}), Value::Null);
-                let reason = answer::finish_reason(&summary.finish);
+                let reason = match called {
+                    true => "tool_calls",
+                    false => answer::finish_reason(&summary.finish),
+                };
                 progress.summaries[index as usize] = Some(summary);
                 object["choices"][0]["finish_reason"] = json!(reason);
                 if left == 0 && !usage_later {
                     finish(&mut object, &progress, job);
                 }
-                object
+                objects.push(object);
+                objects
             }
             Update::Done(Err(error)) => return Err(service_error(&error)),
         };
-        if !send(&object) {
+        if !objects.iter().all(&send) {
             return Ok(());
         }
     }
@@ -411,4 +516,26 @@ async fn pump(
     }
     let _ = sender.send(sse::DONE);
     Ok(())
+}
+
+/// What a text adds to a choice, as deltas.
+fn deltas(finder: &mut Option<Finder>, text: &str) -> Vec<Value> {
+    match finder {
+        _ if text.is_empty() => Vec::new(),
+        None => vec![json!({"content": text})],
+        Some(finder) => finder.push(text).iter().flat_map(part_deltas).collect(),
+    }
+}
+
+/// A part of a reply as deltas: a call is opened, then gets its arguments.
+fn part_deltas(part: &Part) -> Vec<Value> {
+    match part {
+        Part::Text(text) => vec![json!({"content": text})],
+        Part::Call { index, id, name, arguments } => {
+            let mut opened = tools::call_object(id, name, "");
+            opened["index"] = json!(index);
+            let more = json!({"index": index, "function": {"arguments": arguments}});
+            vec![json!({"tool_calls": [opened]}), json!({"tool_calls": [more]})]
+        }
+    }
 }
