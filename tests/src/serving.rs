@@ -155,9 +155,14 @@ pub fn send_with(
 impl Sent {
     /// Waits for the end of all replies.
     pub fn replies(self) -> Vec<Reply> {
+        self.wait(SOON)
+    }
+
+    /// The same where updates may be as far apart as `patience`.
+    pub fn wait(self, patience: Duration) -> Vec<Reply> {
         let mut replies: Vec<Reply> = (0..self.choices).map(|_| Reply::default()).collect();
         while replies.iter().any(|reply| reply.end.is_none()) {
-            let (choice, update) = self.updates.recv_timeout(SOON).expect("an answer");
+            let (choice, update) = self.updates.recv_timeout(patience).expect("an answer");
             let reply = &mut replies[choice as usize];
             match update {
                 Update::Started(_) => {}
