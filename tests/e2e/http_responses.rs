@@ -147,3 +147,48 @@ fn forms_and_tools_work_here_too() {
     post(&server, &json!({"model": "none", "input": "x"})).error(404, "model_not_found");
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
+
+#[test]
+fn thought_is_told_apart_from_the_reply() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("thinks.jinja");
+    // Every reply begins inside of thought, which this model never closes.
+    let source = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' \
+                  + message['content'].split('</think>')[-1] + '<|im_end|>' + '\\n' }}{% endfor %}\
+                  {{ '<|im_start|>assistant\\n<think>\\n' }}";
+    std::fs::write(&file, source).expect("writes");
+    let flags = ["--chat-template", file.to_str().expect("a plain path")];
+    let server = Server::start(&flags);
+    let answer = post(&server, &body(&json!({"max_output_tokens": 12}))).ok();
+    let item = &answer["output"][0];
+    assert_eq!(item["type"], "reasoning", "{answer}");
+    let thought = item["content"][0]["text"].as_str().expect("a text");
+    assert!(!thought.is_empty());
+    let usage = &answer["usage"];
+    let [thoughts, all] =
+        [&usage["output_tokens_details"]["reasoning_tokens"], &usage["output_tokens"]]
+            .map(|count| count.as_u64().expect("a number"));
+    // The end token, if there was one, is no thought.
+    assert!(thoughts > 0 && thoughts + 1 >= all && thoughts <= all, "{usage}");
+    let told = events(&post(&server, &body(&json!({"max_output_tokens": 12, "stream": true}))));
+    let joined: String = told
+        .iter()
+        .filter(|event| event["type"] == "response.reasoning_text.delta")
+        .filter_map(|event| event["delta"].as_str())
+        .collect();
+    assert_eq!(joined, thought);
+
+    let chat = json!({
+        "model": "demo", "temperature": 0, "max_tokens": 12,
+        "messages": [{"role": "user", "content": safe_reply().prompt}],
+    });
+    let answer = server.chat(&chat).ok();
+    let message = &answer["choices"][0]["message"];
+    assert_eq!((&message["content"], &message["reasoning_content"]), (&json!(""), &json!(thought)));
+    // A reply that is held to a form is no thought.
+    let mut bound = chat;
+    bound["grammar"] = json!("root ::= \"yes\"");
+    let message = &server.chat(&bound).ok()["choices"][0]["message"];
+    assert_eq!(message["content"], "yes");
+    assert!(message["reasoning_content"].is_null(), "{message}");
+}

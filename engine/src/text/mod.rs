@@ -9,6 +9,7 @@ pub mod of_model;
 pub mod sampling;
 pub mod stop;
 pub mod template;
+pub mod thinking;
 pub mod tokenizer;
 pub mod tools;
 

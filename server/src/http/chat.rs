@@ -15,15 +15,17 @@ use trefoil_engine::runner::RunError;
 use trefoil_engine::service::{Order, ServiceError, SubmitError, Update};
 use trefoil_engine::text::TemplateError;
 use trefoil_engine::text::sampling::SamplingParams;
+use trefoil_engine::text::thinking::Thinking;
 
 use super::answer::{self, Head};
+use super::chat_reply::{Reply, deltas};
 use super::chat_request::ChatRequest;
 use super::error::ApiError;
 use super::format::{self, Format};
 use super::info::unknown_model;
+use super::parts::Finder;
 use super::sse;
 use super::state::{AppState, ServedModel};
-use super::tools::{self, Finder, Part};
 
 /// Updates of the reply with this number.
 pub(super) type Tagged = (u32, Update);
@@ -55,6 +57,8 @@ pub(super) struct Job {
     pub(super) seed: i64,
     /// What its replies follow, once it was compiled.
     grammar: Option<Grammar>,
+    /// The prompt as text, as the template wrote it.
+    rendered: String,
 }
 
 impl Job {
@@ -91,7 +95,18 @@ impl Job {
             .validate(model.vocabulary)
             .map_err(|error| ApiError::field("invalid_value", error.field, error.to_string()))?;
         let seed = request.sampling.seed.unwrap_or_else(super::id::seed);
-        Ok(Self { request, prompt, params, seed, grammar: None })
+        Ok(Self { request, prompt, params, seed, grammar: None, rendered })
+    }
+
+    /// What tells thought from text; a reply that is held to a form is not thought.
+    fn thinking(&self, model: &ServedModel) -> Option<Thinking> {
+        let free = self.request.format.source.is_none() && !self.request.tools.required();
+        Thinking::after(&model.text.template, &self.rendered).filter(|_| free)
+    }
+
+    /// What tells the parts of a reply from each other.
+    pub(super) fn finder(&self, model: &ServedModel) -> Finder {
+        Finder::new(self.thinking(model), self.request.tools.parser(&model.text))
     }
 
     /// Compiles what the replies follow, if they follow anything.
@@ -125,7 +140,7 @@ impl Job {
                 stop: self.request.stop.clone(),
                 seed: self.seed,
                 grammar: self.grammar.clone(),
-                shown: match self.request.tools.any() {
+                shown: match self.request.tools.any() || self.thinking(model).is_some() {
                     true => model.text.calls.shown.clone(),
                     false => [].into(),
                 },
@@ -196,47 +211,6 @@ pub(super) fn service_error(error: &ServiceError) -> ApiError {
         ServiceError::Deadline(limit) => ApiError::deadline(*limit),
         ServiceError::Stopped => ApiError::shutting_down(),
         error => ApiError::internal(format!("The generation failed: {error}.")),
-    }
-}
-
-/// The reply with a number, while it grows.
-#[derive(Default)]
-struct Reply {
-    text: String,
-    calls: Vec<Value>,
-    finder: Option<Finder>,
-    tokens: Vec<u32>,
-    logprobs: Vec<Value>,
-    summary: Option<Summary>,
-}
-
-impl Reply {
-    fn push(&mut self, text: &str) {
-        match &mut self.finder {
-            None => self.text.push_str(text),
-            Some(finder) => {
-                let parts = finder.push(text);
-                self.take(parts);
-            }
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(finder) = &mut self.finder {
-            let parts = finder.finish();
-            self.take(parts);
-        }
-    }
-
-    fn take(&mut self, parts: Vec<Part>) {
-        for part in parts {
-            match part {
-                Part::Text(text) => self.text.push_str(&text),
-                Part::Call { id, name, arguments, .. } => {
-                    self.calls.push(tools::call_object(&id, &name, &arguments));
-                }
-            }
-        }
     }
 }
 
@@ -319,9 +293,8 @@ async fn whole(
     mut updates: Updates,
 ) -> Result<axum::Json<Value>, ApiError> {
     let mut progress = Progress::new(model, job.request.n);
-    let mut replies: Vec<Reply> = (0..job.request.n)
-        .map(|_| Reply { finder: job.request.tools.finder(&model.text), ..Reply::default() })
-        .collect();
+    let mut replies: Vec<Reply> =
+        (0..job.request.n).map(|_| Reply::new(job.finder(model))).collect();
     let mut left = replies.len();
     while left > 0 {
         let Some((choice, update)) = updates.receiver.recv().await else {
@@ -332,8 +305,7 @@ async fn whole(
             Update::Started(queued) => progress.queued = queued,
             Update::Event(Event::PromptRead(_)) => {}
             Update::Event(Event::Token { id, text, logprobs }) => {
-                reply.push(&text);
-                reply.tokens.push(id);
+                reply.token(id, &text);
                 let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
                 reply.logprobs.extend(logprobs);
             }
@@ -347,37 +319,12 @@ async fn whole(
             Update::Done(Err(error)) => return Err(service_error(&error)),
         }
     }
-    let choices = replies.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
+    let choices = replies.iter().enumerate().map(|(index, reply)| reply.choice(job, index));
     let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
-    object["usage"] = answer::usage(&progress.summaries());
+    let thought = replies.iter().map(Reply::reasoning_tokens).sum();
+    object["usage"] = answer::usage(&progress.summaries(), thought);
     finish(&mut object, &progress, job);
     Ok(axum::Json(object))
-}
-
-fn choice(job: &Job, index: usize, reply: &Reply) -> Value {
-    let finish = reply.summary.as_ref().map(|summary| match reply.calls.is_empty() {
-        true => answer::finish_reason(&summary.finish),
-        false => "tool_calls",
-    });
-    let mut message = json!({"role": "assistant", "content": reply.text, "refusal": null});
-    if !reply.calls.is_empty() {
-        if reply.text.is_empty() {
-            message["content"] = Value::Null;
-        }
-        message["tool_calls"] = json!(reply.calls);
-    }
-    let mut value = json!({
-        "index": index,
-        "message": message,
-        "logprobs": job.request.logprobs.map(|_| json!({
-            "content": reply.logprobs, "refusal": null,
-        })),
-        "finish_reason": finish,
-    });
-    if job.request.return_tokens {
-        value["tokens"] = json!(reply.tokens);
-    }
-    value
 }
 
 /// What the last object of an answer carries.
@@ -441,8 +388,7 @@ async fn pump(
             return Ok(());
         }
     }
-    let mut finders: Vec<Option<Finder>> =
-        (0..job.request.n).map(|_| job.request.tools.finder(&model.text)).collect();
+    let mut finders: Vec<Finder> = (0..job.request.n).map(|_| job.finder(model)).collect();
     let mut left = job.request.n;
     let mut next = first;
     while left > 0 {
@@ -466,7 +412,8 @@ async fn pump(
             Update::Event(Event::Token { id, text, logprobs }) => {
                 let list = logprobs
                     .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
-                let mut parts = deltas(finder, &text);
+                finder.count();
+                let mut parts = deltas(&finder.push(&text));
                 if parts.is_empty() && (list.is_some() || job.request.return_tokens) {
                     parts.push(json!({}));
                 }
@@ -479,18 +426,16 @@ async fn pump(
                 objects
             }
             Update::Event(Event::Text(text)) => {
-                let parts = deltas(finder, &text).into_iter();
+                let parts = deltas(&finder.push(&text)).into_iter();
                 parts.map(|part| delta(index, part, Value::Null)).collect()
             }
             Update::Done(Ok(summary)) => {
                 left -= 1;
-                let rest = finder.as_mut().map(Finder::finish).unwrap_or_default();
-                let rest = rest.iter().flat_map(part_deltas);
+                let rest = deltas(&finder.finish()).into_iter();
                 let mut objects: Vec<Value> =
                     rest.map(|part| delta(index, part, Value::Null)).collect();
-                let called = finder.as_ref().is_some_and(|finder| finder.calls > 0);
                 let mut object = delta(index, json!({}), Value::Null);
-                let reason = match called {
+                let reason = match finder.calls > 0 {
                     true => "tool_calls",
                     false => answer::finish_reason(&summary.finish),
                 };
@@ -510,32 +455,11 @@ async fn pump(
     }
     if usage_later {
         let mut object = chunk(json!([]));
-        object["usage"] = answer::usage(&progress.summaries());
+        let thought = finders.iter().map(|finder| finder.reasoning_tokens).sum();
+        object["usage"] = answer::usage(&progress.summaries(), thought);
         finish(&mut object, &progress, job);
         send(&object);
     }
     let _ = sender.send(sse::DONE);
     Ok(())
-}
-
-/// What a text adds to a choice, as deltas.
-fn deltas(finder: &mut Option<Finder>, text: &str) -> Vec<Value> {
-    match finder {
-        _ if text.is_empty() => Vec::new(),
-        None => vec![json!({"content": text})],
-        Some(finder) => finder.push(text).iter().flat_map(part_deltas).collect(),
-    }
-}
-
-/// A part of a reply as deltas: a call is opened, then gets its arguments.
-fn part_deltas(part: &Part) -> Vec<Value> {
-    match part {
-        Part::Text(text) => vec![json!({"content": text})],
-        Part::Call { index, id, name, arguments } => {
-            let mut opened = tools::call_object(id, name, "");
-            opened["index"] = json!(index);
-            let more = json!({"index": index, "function": {"arguments": arguments}});
-            vec![json!({"tool_calls": [opened]}), json!({"tool_calls": [more]})]
-        }
-    }
 }

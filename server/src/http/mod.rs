@@ -2,6 +2,7 @@
 
 mod answer;
 mod chat;
+mod chat_reply;
 mod chat_request;
 mod embeddings;
 mod error;
@@ -10,6 +11,7 @@ mod format;
 mod guard;
 mod id;
 mod info;
+mod parts;
 mod responses;
 mod responses_output;
 mod responses_request;

@@ -14,11 +14,11 @@ use trefoil_engine::service::Update;
 use super::answer;
 use super::chat::{self, Job, Tagged, Updates};
 use super::error::ApiError;
+use super::parts::Finder;
 use super::responses_output::{Frame, Output};
 use super::responses_request::ResponsesRequest;
 use super::sse;
 use super::state::{AppState, ServedModel};
-use super::tools::{Finder, Part};
 
 /// POST /v1/responses
 pub(crate) async fn create(
@@ -59,14 +59,14 @@ fn named_as_here(error: ApiError) -> ApiError {
 /// A response while it grows.
 struct Growing<'a> {
     model: &'a ServedModel,
-    finder: Option<Finder>,
+    finder: Finder,
     output: Output,
     queued: Duration,
 }
 
 impl<'a> Growing<'a> {
     fn new(model: &'a ServedModel, job: &Job) -> Self {
-        let finder = job.request.tools.finder(&model.text);
+        let finder = job.finder(model);
         Self { model, finder, output: Output::default(), queued: Duration::ZERO }
     }
 
@@ -80,12 +80,12 @@ impl<'a> Growing<'a> {
                     let value = answer::logprobs(&self.model.text.tokenizer, &logprobs);
                     self.output.logprobs(value);
                 }
-                self.text(text);
+                self.finder.count();
+                self.text(&text);
             }
-            Update::Event(Event::Text(text)) => self.text(text),
+            Update::Event(Event::Text(text)) => self.text(&text),
             Update::Done(Ok(summary)) => {
-                let rest = self.finder.as_mut().map(Finder::finish).unwrap_or_default();
-                rest.iter().for_each(|part| self.output.push(part));
+                self.finder.finish().iter().for_each(|part| self.output.push(part));
                 self.output.finish(answer::finish_reason(&summary.finish) != "length");
                 return Ok(Some(summary));
             }
@@ -94,16 +94,14 @@ impl<'a> Growing<'a> {
         Ok(None)
     }
 
-    fn text(&mut self, text: String) {
-        let parts = match &mut self.finder {
-            Some(finder) => finder.push(&text),
-            None => vec![Part::Text(text)],
-        };
-        parts.iter().for_each(|part| self.output.push(part));
+    fn text(&mut self, text: &str) {
+        self.finder.push(text).iter().for_each(|part| self.output.push(part));
     }
 
     fn ended(&self, frame: &Frame, summary: &Summary, seed: i64) -> Value {
         let mut object = frame.ended(&self.output, summary);
+        let thought = self.finder.reasoning_tokens;
+        object["usage"]["output_tokens_details"]["reasoning_tokens"] = json!(thought);
         let summaries = std::slice::from_ref(summary);
         object["timings"] = answer::timings(summaries);
         object["trefoil"] = answer::trefoil(self.model, summaries, self.queued, seed);

@@ -3,17 +3,24 @@
 use serde_json::{Map, Value, json};
 use trefoil_engine::generate::{Finish, Summary};
 
-use super::tools::Part;
+use super::parts::Part;
 
 /// An event of the stream, before it has its number.
 pub(crate) type Told = (&'static str, Value);
+
+/// An item of text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Message,
+    Reasoning,
+}
 
 /// The items of a response. Each change leaves events, which an answer at once does not look at.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     items: Vec<Value>,
-    /// The message that is being written, if there is one: the last item.
-    open: bool,
+    /// What is being written, if anything is: the last item.
+    open: Option<Kind>,
     /// Log probabilities that no event has told yet.
     logprobs: Vec<Value>,
     events: Vec<Told>,
@@ -33,8 +40,9 @@ impl Output {
     /// Takes a part of the reply.
     pub(crate) fn push(&mut self, part: &Part) {
         match part {
-            Part::Text(text) if text.is_empty() => {}
-            Part::Text(text) => self.text(text),
+            Part::Text(text) | Part::Reasoning(text) if text.is_empty() => {}
+            Part::Reasoning(text) => self.text(Kind::Reasoning, text),
+            Part::Text(text) => self.text(Kind::Message, text),
             Part::Call { id, name, arguments, .. } => self.call(id, name, arguments),
         }
     }
@@ -42,7 +50,7 @@ impl Output {
     /// Ends the last item; `whole` unless the reply was cut off.
     pub(crate) fn finish(&mut self, whole: bool) {
         if self.items.is_empty() {
-            self.open_message();
+            self.open(Kind::Message);
         }
         self.close(if whole { "completed" } else { "incomplete" });
     }
@@ -62,25 +70,37 @@ impl Output {
         &mut self.items[last]
     }
 
-    fn open_message(&mut self) {
-        let id = super::id::new("msg_");
-        let mut item = json!({
-            "id": id, "type": "message", "status": "in_progress", "role": "assistant",
-            "content": [],
-        });
+    fn open(&mut self, kind: Kind) {
+        let (mut item, part) = match kind {
+            Kind::Message => (
+                json!({
+                    "id": super::id::new("msg_"), "type": "message", "status": "in_progress",
+                    "role": "assistant", "content": [],
+                }),
+                json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []}),
+            ),
+            Kind::Reasoning => (
+                json!({
+                    "id": super::id::new("rs_"), "type": "reasoning", "status": "in_progress",
+                    "summary": [], "content": [],
+                }),
+                json!({"type": "reasoning_text", "text": ""}),
+            ),
+        };
+        let id = item["id"].clone();
         self.items.push(item.clone());
         self.tell("response.output_item.added", json!({ "item": item }));
-        let part = json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []});
         let data = json!({"item_id": id, "content_index": 0, "part": part});
         self.tell("response.content_part.added", data);
         item["content"] = json!([part]);
         *self.last() = item;
-        self.open = true;
+        self.open = Some(kind);
     }
 
-    fn text(&mut self, text: &str) {
-        if !self.open {
-            self.open_message();
+    fn text(&mut self, kind: Kind, text: &str) {
+        if self.open != Some(kind) {
+            self.close("completed");
+            self.open(kind);
         }
         let logprobs = std::mem::take(&mut self.logprobs);
         let item = self.last();
@@ -88,19 +108,22 @@ impl Output {
         let part = &mut item["content"][0];
         let joined = format!("{}{text}", part["text"].as_str().unwrap_or_default());
         part["text"] = json!(joined);
-        if let Some(list) = part["logprobs"].as_array_mut() {
-            list.extend(logprobs.iter().cloned());
-        }
-        let data = json!({
-            "item_id": id, "content_index": 0, "delta": text, "logprobs": logprobs,
-        });
-        self.tell("response.output_text.delta", data);
+        let mut data = json!({"item_id": id, "content_index": 0, "delta": text});
+        let name = match kind {
+            Kind::Reasoning => "response.reasoning_text.delta",
+            Kind::Message => {
+                if let Some(list) = part["logprobs"].as_array_mut() {
+                    list.extend(logprobs.iter().cloned());
+                }
+                data["logprobs"] = json!(logprobs);
+                "response.output_text.delta"
+            }
+        };
+        self.tell(name, data);
     }
 
     fn close(&mut self, status: &str) {
-        if !std::mem::take(&mut self.open) {
-            return;
-        }
+        let Some(kind) = self.open.take() else { return };
         let logprobs = std::mem::take(&mut self.logprobs);
         let item = self.last();
         item["status"] = json!(status);
@@ -109,10 +132,14 @@ impl Output {
         }
         let item = item.clone();
         let (id, part) = (&item["id"], &item["content"][0]);
-        let done = json!({
-            "item_id": id, "content_index": 0, "text": part["text"], "logprobs": part["logprobs"],
-        });
-        self.tell("response.output_text.done", done);
+        let mut done = json!({"item_id": id, "content_index": 0, "text": part["text"]});
+        match kind {
+            Kind::Reasoning => self.tell("response.reasoning_text.done", done),
+            Kind::Message => {
+                done["logprobs"] = part["logprobs"].clone();
+                self.tell("response.output_text.done", done);
+            }
+        }
         let done = json!({"item_id": id, "content_index": 0, "part": part});
         self.tell("response.content_part.done", done);
         self.tell("response.output_item.done", json!({ "item": item }));
@@ -252,6 +279,13 @@ mod tests {
         assert_eq!(events[10].1["item"], output.items()[1]);
         assert_eq!(events[10].1["output_index"], 1);
         assert_eq!(output.items()[0]["content"][0]["text"], "Let me");
+        let mut thought = Output::default();
+        thought.push(&Part::Reasoning("Hm.".to_owned()));
+        thought.push(&Part::Text("Yes.".to_owned()));
+        thought.finish(true);
+        let kinds = [&thought.items()[0]["type"], &thought.items()[1]["type"]].map(Value::clone);
+        assert_eq!(kinds, [json!("reasoning"), json!("message")]);
+        assert_eq!(thought.items()[0]["content"][0]["text"], "Hm.");
         let mut empty = Output::default();
         empty.finish(false);
         assert_eq!(empty.items()[0]["status"], "incomplete");

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 use trefoil_engine::grammar::{GrammarSource, check_schema};
 use trefoil_engine::loaded::TextSide;
-use trefoil_engine::text::tools::{Bound, CallEvent, CallParser, Function, call_grammar};
+use trefoil_engine::text::tools::{Bound, CallParser, Function, call_grammar};
 
 use super::error::ApiError;
 use super::fields::{Fields, element};
@@ -215,14 +215,10 @@ impl Tools {
     }
 
     /// What finds the calls of one reply.
-    pub(crate) fn finder(&self, text: &TextSide) -> Option<Finder> {
+    pub(crate) fn parser(&self, text: &TextSide) -> Option<CallParser> {
         let names = self.functions.iter().map(|function| function.name.clone()).collect();
         let most = if self.parallel { usize::MAX } else { 1 };
-        self.any().then(|| Finder {
-            parser: CallParser::new(text.calls.form, names, most),
-            events: Vec::new(),
-            calls: 0,
-        })
+        self.any().then(|| CallParser::new(text.calls.form, names, most))
     }
 }
 
@@ -233,49 +229,6 @@ fn function_name(mut choice: Fields, layout: Layout) -> Result<String, ApiError>
         None => return Err(choice.missing("function")),
     };
     named.string("name")?.ok_or_else(|| named.missing("name"))
-}
-
-/// Tells the calls of one reply from its text.
-#[derive(Debug)]
-pub(crate) struct Finder {
-    parser: CallParser,
-    events: Vec<CallEvent>,
-    /// Calls found so far.
-    pub(crate) calls: usize,
-}
-
-/// A part of a reply that is known.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Part {
-    Text(String),
-    Call { index: usize, id: String, name: String, arguments: String },
-}
-
-impl Finder {
-    /// Takes the next piece of text; tells what it makes clear.
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Part> {
-        self.parser.push(text, &mut self.events);
-        self.parts()
-    }
-
-    /// Ends the reply.
-    pub(crate) fn finish(&mut self) -> Vec<Part> {
-        self.parser.finish(&mut self.events);
-        self.parts()
-    }
-
-    fn parts(&mut self) -> Vec<Part> {
-        let calls = &mut self.calls;
-        let part = |event| match event {
-            CallEvent::Text(text) => Part::Text(text),
-            CallEvent::Call { name, arguments } => {
-                let (index, id) = (*calls, super::id::new("call_"));
-                *calls += 1;
-                Part::Call { index, id, name, arguments }
-            }
-        };
-        self.events.drain(..).map(part).collect()
-    }
 }
 
 /// A call as a message of the assistant holds it.

@@ -34,13 +34,22 @@ pub struct CallStyle {
     pub form: CallForm,
     /// Does its template write the tools? If not, they are told in the system message.
     pub told_by_template: bool,
-    /// Control tokens that are marks of calls, and are part of the text where calls are looked for.
+    /// Control tokens that are marks of calls and of thought: part of the text where these are looked
+    /// for.
     pub shown: Arc<[u32]>,
 }
 
-/// Marks of calls that may be tokens of their own.
-const MARKS: [&str; 6] =
-    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>"];
+/// Marks of calls, and of thought, that may be tokens of their own.
+const MARKS: [&str; 8] = [
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "<|python_tag|>",
+    "<think>",
+    "</think>",
+];
 
 impl CallStyle {
     /// That of a model, by what its template writes.
