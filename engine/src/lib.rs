@@ -8,6 +8,7 @@ pub mod embedding;
 pub mod evaluate;
 pub mod executor;
 pub mod generate;
+pub mod grammar;
 pub mod host_access;
 pub mod kv;
 pub mod live;

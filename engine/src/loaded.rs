@@ -10,11 +10,13 @@ use trefoil_scheduler::Plan;
 
 use crate::backends::Backends;
 use crate::calibrate::{Costs, Predictor};
+use crate::grammar::Grammars;
 use crate::model::{Lowered, ModelError, ModelOptions, open_file};
 use crate::runner::Runner;
 use crate::text::of_model::{self, ModelTemplateError};
 use crate::text::sampling::{SamplerVocabulary, SamplingSettings};
 use crate::text::template::{CivilTime, Conversation};
+use crate::text::tools::{self, CallStyle};
 use crate::text::{ChatTemplate, EncodeOptions, TemplateError, Tokenizer, TokenizerError};
 
 /// A model that cannot be loaded.
@@ -52,6 +54,10 @@ pub struct TextSide {
     pub template: ChatTemplate,
     /// Sampling that the model recommends.
     pub sampling: SamplingSettings,
+    /// What compiles grammars for its tokens.
+    pub grammars: Grammars,
+    /// How the model calls tools.
+    pub calls: CallStyle,
     vocabulary: SamplerVocabulary,
 }
 
@@ -76,7 +82,9 @@ impl TextSide {
         let ends: Arc<[u32]> = tokenizer.end_tokens().into();
         let eos = tokenizer.eos().or(ends.first().copied()).unwrap_or(0);
         let vocabulary = SamplerVocabulary { tokens: tokenizer.vocab_size(), eos, ends };
-        Ok(Self { tokenizer, template, sampling, vocabulary })
+        let grammars = Grammars::new(tokenizer.clone());
+        let calls = CallStyle::of(&template, &tokenizer);
+        Ok(Self { tokenizer, template, sampling, grammars, calls, vocabulary })
     }
 
     /// What a sampler needs to know of the vocabulary.
@@ -90,9 +98,20 @@ impl TextSide {
         messages: &Json,
         variables: Option<&serde_json::Map<String, Json>>,
     ) -> Result<String, TemplateError> {
+        self.render_with_tools(messages, None, variables)
+    }
+
+    /// The same with tools that the model may call, in the layout of OpenAI's chat API.
+    pub fn render_with_tools(
+        &self,
+        messages: &Json,
+        tools: Option<&Json>,
+        variables: Option<&serde_json::Map<String, Json>>,
+    ) -> Result<String, TemplateError> {
+        let messages = &tools::prepare(&self.calls, messages, tools);
         self.template.render(&Conversation {
             messages,
-            tools: None,
+            tools,
             add_generation_prompt: true,
             variables,
             now: CivilTime::now(),

@@ -225,9 +225,21 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
+    pub(crate) form: FormArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) placement: PlacementArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FormArgs {
+    /// Reply with JSON that is valid by this schema: a file, or the schema itself
+    #[arg(long, value_name = "FILE|JSON")]
+    pub(crate) json_schema: Option<String>,
+    /// Reply by the GBNF grammar in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "json_schema")]
+    pub(crate) grammar: Option<String>,
 }
 
 #[derive(Debug, Args)]

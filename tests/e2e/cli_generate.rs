@@ -207,3 +207,31 @@ fn a_chat_script_stops_at_its_first_mistake() {
     let message = trefoil_with(&["chat", "demo"], "/set temp -1\n").fails(2);
     assert!(message.contains("temperature"), "{message}");
 }
+
+#[test]
+fn replies_follow_a_schema_or_a_grammar() {
+    let schema = r#"{"type":"object","required":["a"],"additionalProperties":false,
+        "properties":{"a":{"type":"integer","minimum":3,"maximum":5}}}"#;
+    let answer = run("Who are you?", &["--json-schema", schema]);
+    let document: Value =
+        serde_json::from_str(answer["text"].as_str().expect("a text")).expect("JSON");
+    assert!((3..=5).contains(&document["a"].as_i64().expect("a number")), "{document}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let grammar = folder.path().join("answer.gbnf");
+    std::fs::write(&grammar, "root ::= (\"yes\" | \"no\") [.!]").expect("writes");
+    let path = grammar.to_str().expect("a plain path");
+    let answer = run("Who are you?", &["--grammar", path]);
+    let text = answer["text"].as_str().expect("a text");
+    assert!(["yes.", "yes!", "no.", "no!"].contains(&text), "{text}");
+    std::fs::write(&grammar, "root = x").expect("writes");
+    for (flags, part) in [
+        (["--grammar", path], "line 1"),
+        (["--grammar", "/nowhere"], "/nowhere"),
+        (["--json-schema", "{"], "not JSON"),
+        (["--json-schema", "{\"type\":\"text\"}"], "/type"),
+    ] {
+        let refused = trefoil(&[&["run", "demo", "x"][..], &flags].concat());
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+}

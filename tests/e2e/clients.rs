@@ -39,3 +39,17 @@ fn the_python_client_is_served() {
     run_script(&python, "openai_chat.py", &facts);
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
+
+#[test]
+fn the_python_client_gets_forms_tools_and_responses() {
+    let Some(python) = python() else { return };
+    let server = Server::start(&[]);
+    let reply = safe_reply();
+    let facts = json!({
+        "url": format!("http://{}/v1", server.address),
+        "prompt": reply.prompt,
+        "reply": reply.text,
+    });
+    run_script(&python, "openai_tools.py", &facts);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+}

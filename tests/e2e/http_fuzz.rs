@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trefoil_tests::mutation::{SplitMix64, damaged};
 
 use crate::support::server::Server;
@@ -20,13 +20,61 @@ fn damaged_bodies_are_answered() {
         "messages": [{"role": "system", "content": "s"},
             {"role": "user", "content": [{"type": "text", "text": "ü 世"}]}],
     });
+    answer_damaged(&server, "/v1/chat/completions", &whole, 400);
+    server.chat(&whole).ok();
+    assert_eq!(server.get("/health").status, 200);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
+}
+
+#[test]
+fn damaged_schemas_tools_and_items_are_answered() {
+    let server = Server::start(&["--ctx-size", "512"]);
+    let schema = json!({
+        "type": "object", "required": ["a"], "additionalProperties": false,
+        "properties": {
+            "a": {"type": "array", "items": {"$ref": "#/$defs/x"}, "minItems": 1, "maxItems": 3},
+            "b": {"type": "string", "pattern": "^[a-z]{2,4}$", "format": "date"},
+        },
+        "$defs": {"x": {"anyOf": [{"type": "integer", "minimum": 3}, {"enum": ["p", null]}]}},
+    });
+    let tool = json!({"type": "function", "function": {
+        "name": "f", "description": "d", "strict": true, "parameters": schema,
+    }});
+    let chat = json!({
+        "model": "demo", "max_tokens": 2, "seed": 1, "tools": [tool], "tool_choice": "auto",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+        "messages": [{"role": "user", "content": "x"}],
+    });
+    answer_damaged(&server, "/v1/chat/completions", &chat, 250);
+    let grammar = json!({
+        "model": "demo", "max_tokens": 2, "messages": [{"role": "user", "content": "x"}],
+        "grammar": "root ::= (item \",\" ws)* item\nitem ::= [a-z]{1,9} | \"(\" root \")\"\nws ::= \" \"*",
+    });
+    answer_damaged(&server, "/v1/chat/completions", &grammar, 150);
+    let items = json!({
+        "model": "demo", "max_output_tokens": 2, "instructions": "i", "temperature": 0.5,
+        "text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": schema}},
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "ü"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "1"}],
+        "include": ["message.output_text.logprobs"], "metadata": {"k": "v"},
+    });
+    answer_damaged(&server, "/v1/responses", &items, 200);
+    assert_eq!(server.get("/health").status, 200);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
+}
+
+/// Sends a body with damage of many kinds: each gets an answer, or an error that says why not.
+fn answer_damaged(server: &Server, path: &str, whole: &Value, rounds: usize) {
     let original = whole.to_string().into_bytes();
     let mut rng = SplitMix64::new(20_261_121);
     let mut statuses = std::collections::BTreeMap::<u16, usize>::new();
-    for round in 0..400 {
+    for round in 0..rounds {
         let body = damaged(&original, &mut rng);
         let answer = server
-            .call("POST", "/v1/chat/completions")
+            .call("POST", path)
             .header("content-type", "application/json")
             .body(body.clone())
             .send();
@@ -43,10 +91,6 @@ fn damaged_bodies_are_answered() {
         }
     }
     assert!(statuses.len() > 1, "some pass, some do not: {statuses:?}");
-    server.chat(&whole).ok();
-    assert_eq!(server.get("/health").status, 200);
-    assert!(!server.log().contains("panicked"), "{}", server.log());
-    assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod npu;
 pub mod numbers;
 pub mod onnx;
 pub mod running;
+pub mod schemas;
 pub mod serving;
 pub mod tally;
 pub mod touch;

@@ -69,7 +69,15 @@ pub fn request(prompt: Vec<u32>, temperature: f32, seed: i64, max_tokens: usize)
     sampling.temperature = temperature;
     // Replies as long as they may be, whatever the model would like to say.
     sampling.ignore_eos = true;
-    Request { prompt, sampling, max_tokens: Some(max_tokens), stop: Vec::new(), seed }
+    Request {
+        prompt,
+        sampling,
+        max_tokens: Some(max_tokens),
+        stop: Vec::new(),
+        seed,
+        grammar: None,
+        shown: [].into(),
+    }
 }
 
 /// Some requests with prompts of many lengths, greedy and not.
@@ -147,9 +155,14 @@ pub fn send_with(
 impl Sent {
     /// Waits for the end of all replies.
     pub fn replies(self) -> Vec<Reply> {
+        self.wait(SOON)
+    }
+
+    /// The same where updates may be as far apart as `patience`.
+    pub fn wait(self, patience: Duration) -> Vec<Reply> {
         let mut replies: Vec<Reply> = (0..self.choices).map(|_| Reply::default()).collect();
         while replies.iter().any(|reply| reply.end.is_none()) {
-            let (choice, update) = self.updates.recv_timeout(SOON).expect("an answer");
+            let (choice, update) = self.updates.recv_timeout(patience).expect("an answer");
             let reply = &mut replies[choice as usize];
             match update {
                 Update::Started(_) => {}

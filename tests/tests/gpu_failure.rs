@@ -111,6 +111,8 @@ fn ask(service: &Service, prompt: &[u32]) -> Result<Summary, ServiceError> {
         max_tokens: Some(4),
         stop: Vec::new(),
         seed: 1,
+        grammar: None,
+        shown: [].into(),
     };
     let (sender, receiver) = mpsc::channel();
     let sink = Box::new(move |_, update| {

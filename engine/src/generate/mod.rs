@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::grammar::{Grammar, GrammarError};
 use crate::loaded::TextSide;
 use crate::runner::{RunError, Runner, Sequence};
 use crate::text::sampling::{Logprob, ParamError, SamplingParams};
@@ -25,6 +26,10 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Seed of the random numbers.
     pub seed: i64,
+    /// What the reply follows, if anything.
+    pub grammar: Option<Grammar>,
+    /// Control tokens that are part of the text: marks of tool calls. Others leave none.
+    pub shown: Arc<[u32]>,
 }
 
 /// Log probabilities of one step.
@@ -46,6 +51,9 @@ pub enum GenerateError {
     /// A stop text.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// The grammar that the reply follows.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The runner.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -155,7 +163,7 @@ pub fn generate(
     let mut sequence = runner.begin(runner.context());
     let result = alone(runner, &mut reply, &mut sequence, (request, cancel), sink);
     runner.end(sequence);
-    Ok(result?)
+    result
 }
 
 /// Drives one reply with steps of its own.
@@ -165,7 +173,7 @@ fn alone(
     sequence: &mut Sequence,
     (request, cancel): (&Request, &Cancel),
     sink: &mut dyn FnMut(Event) -> bool,
-) -> Result<Summary, RunError> {
+) -> Result<Summary, GenerateError> {
     let start = Instant::now();
     let room = runner.context() - request.prompt.len();
     let mut logits = Vec::new();
@@ -175,12 +183,12 @@ fn alone(
             logits.clear();
             logits.extend_from_slice(row);
         })?;
-        reply.choose(&mut logits);
-        Ok(())
+        reply.choose(&mut logits)?;
+        Ok::<_, GenerateError>(())
     };
     let cancelled = |reply: &Reply, prefill| Ok(reply.summary(Finish::Cancelled, prefill, None));
     match step(reply, &request.prompt) {
-        Err(RunError::Cancelled) => return cancelled(reply, start.elapsed()),
+        Err(GenerateError::Run(RunError::Cancelled)) => return cancelled(reply, start.elapsed()),
         result => result?,
     }
     let first = Instant::now();
@@ -196,7 +204,7 @@ fn alone(
             break Finish::Cancelled;
         }
         match step(reply, &[reply.next()]) {
-            Err(RunError::Cancelled) => break Finish::Cancelled,
+            Err(GenerateError::Run(RunError::Cancelled)) => break Finish::Cancelled,
             result => result?,
         }
     };

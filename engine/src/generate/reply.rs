@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Event, Finish, GenerateError, Request, Summary, TokenLogprobs};
+use crate::grammar::{Constraint, GrammarError};
 use crate::loaded::TextSide;
 use crate::text::sampling::{Logprob, Sampler};
 use crate::text::{DecodeOptions, Detokenizer, StopStrings, Tokenizer};
@@ -14,6 +15,8 @@ use crate::text::{DecodeOptions, Detokenizer, StopStrings, Tokenizer};
 pub struct Reply {
     tokenizer: Tokenizer,
     sampler: Sampler,
+    /// What may be chosen, where the reply follows a grammar.
+    constraint: Option<Constraint>,
     detokenizer: Detokenizer,
     stop: Vec<String>,
     max_tokens: Option<usize>,
@@ -43,11 +46,16 @@ impl Reply {
         let sampler = Sampler::new(params, vocabulary, request.seed, choice, &request.prompt)?;
         let stops = StopStrings::new(&request.stop)?;
         let options = DecodeOptions { special: false };
+        let constraint = request.grammar.as_ref().map(Constraint::new);
+        // A mask may leave none of the largest.
+        let few = !padded && constraint.is_none();
         Ok(Self {
-            detokenizer: Detokenizer::new(text.tokenizer.clone(), options, stops),
+            detokenizer: Detokenizer::new(text.tokenizer.clone(), options, stops)
+                .showing(request.shown.clone()),
             tokenizer: text.tokenizer.clone(),
-            largest: sampler.largest().filter(|_| !padded).unwrap_or(0),
+            largest: sampler.largest().filter(|_| few).unwrap_or(0),
             sampler,
+            constraint,
             stop: request.stop.clone(),
             max_tokens: request.max_tokens,
             prompt_tokens: request.prompt.len(),
@@ -71,10 +79,30 @@ impl Reply {
         self.generated
     }
 
-    /// Chooses the next token by the output of the last row, which is changed.
-    pub fn choose(&mut self, logits: &mut [f32]) {
-        self.next = self.sampler.sample(logits, None);
+    /// Chooses the next token by the output of the last row, which is changed. Where a grammar is
+    /// followed, its mask was made while the devices worked.
+    ///
+    /// # Errors
+    /// The grammar is too complex to go on with.
+    pub fn choose(&mut self, logits: &mut [f32]) -> Result<(), GenerateError> {
+        self.next = match &mut self.constraint {
+            None => self.sampler.sample(logits, None),
+            Some(constraint) => {
+                let mask = constraint.mask()?;
+                let id = self.sampler.sample(logits, Some(mask));
+                // The sampler's end token, where it finds no other, may be none of the grammar's.
+                let allowed = mask.get(id as usize / 32).is_some_and(|w| w >> (id % 32) & 1 == 1);
+                if !self.tokenizer.is_end_of_generation(id) {
+                    constraint.advance(id);
+                } else if !allowed {
+                    let none = "none of those that the grammar allows has a logit";
+                    return Err(GrammarError::Stuck(none.to_owned()).into());
+                }
+                id
+            }
+        };
         self.generated += 1;
+        Ok(())
     }
 
     /// Tells of the token that was chosen last. `Some` if the reply ends with it; `room` is the number
@@ -93,7 +121,9 @@ impl Reply {
 
     fn token(&mut self, room: usize, sink: &mut dyn FnMut(Event) -> bool) -> Option<Finish> {
         let id = self.next;
-        if self.tokenizer.is_end_of_generation(id) && !self.sampler.params().ignore_eos {
+        // Where a grammar is followed, an end token is chosen only when nothing else may be.
+        let heeded = self.constraint.is_some() || !self.sampler.params().ignore_eos;
+        if self.tokenizer.is_end_of_generation(id) && heeded {
             return Some(Finish::EndToken(id));
         }
         let piece = self.detokenizer.push(id);

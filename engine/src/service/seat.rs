@@ -144,10 +144,13 @@ impl Seat {
 
     /// Chooses a token by a row of output. A panic ends the reply and nothing else.
     pub(super) fn choose(reply: &mut Reply, logits: &mut [f32]) -> Result<(), ServiceError> {
-        catch_unwind(AssertUnwindSafe(|| reply.choose(logits))).map_err(|_| {
-            tracing::error!("sampling panicked");
-            ServiceError::Panicked
-        })
+        match catch_unwind(AssertUnwindSafe(|| reply.choose(logits))) {
+            Ok(result) => Ok(result?),
+            Err(_) => {
+                tracing::error!("sampling panicked");
+                Err(ServiceError::Panicked)
+            }
+        }
     }
 
     /// Tells of the token that was chosen, if one was since the last time. `room`: tokens that the

@@ -1,5 +1,7 @@
 //! From generated tokens to text that can be sent as it comes.
 
+use std::sync::Arc;
+
 use super::stop::{StopHit, StopMatcher, StopStrings};
 use super::tokenizer::{DecodeOptions, Tokenizer};
 
@@ -64,6 +66,8 @@ pub struct Piece<'a> {
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     options: DecodeOptions,
+    /// Control tokens that write their names all the same.
+    shown: Arc<[u32]>,
     stops: StopMatcher,
     decoder: Utf8Decoder,
     /// Bytes of all tokens so far.
@@ -78,6 +82,7 @@ impl Detokenizer {
         Self {
             tokenizer,
             options,
+            shown: Arc::default(),
             stops: StopMatcher::new(stops),
             decoder: Utf8Decoder::default(),
             position: 0,
@@ -86,10 +91,15 @@ impl Detokenizer {
         }
     }
 
+    /// The same with some control tokens as part of the text.
+    pub fn showing(self, shown: Arc<[u32]>) -> Self {
+        Self { shown, ..self }
+    }
+
     /// Takes the next token.
     pub fn push(&mut self, id: u32) -> Piece<'_> {
         self.clear();
-        if self.options.special || !self.tokenizer.is_control(id) {
+        if self.options.special || !self.tokenizer.is_control(id) || self.shown.contains(&id) {
             let bytes = self.tokenizer.token_bytes(id);
             self.position += bytes.len() as u64;
             self.stops.push(bytes, &mut self.bytes);

@@ -9,7 +9,9 @@ pub mod of_model;
 pub mod sampling;
 pub mod stop;
 pub mod template;
+pub mod thinking;
 pub mod tokenizer;
+pub mod tools;
 
 pub use detokenize::{Detokenizer, Piece};
 pub use stop::{StopHit, StopStrings};

@@ -6,6 +6,7 @@ pub(crate) mod chat;
 mod common;
 pub(crate) mod config;
 pub(crate) mod devices;
+mod form;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod perplexity;

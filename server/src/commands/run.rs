@@ -14,6 +14,7 @@ use trefoil_engine::trace::chrome_trace;
 use trefoil_engine::usage::Usage;
 use trefoil_scheduler::cost::OpClass;
 
+use super::form::form;
 use super::{chat, common};
 use crate::cli::{ChatArgs, Global, RunArgs, SamplingArgs};
 use crate::exit::{Failure, Outcome, Status};
@@ -86,6 +87,8 @@ pub(crate) fn request(
         max_tokens: args.max_tokens.map(|n| n as usize),
         stop: args.stop.clone(),
         seed: args.seed.unwrap_or_else(crate::random_seed),
+        grammar: None,
+        shown: [].into(),
     })
 }
 
@@ -146,6 +149,10 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
                 let error = "--trace: expected a prompt; a chat has no trace";
                 return Err(Failure::new(Status::Usage, error));
             }
+            if args.form.json_schema.is_some() || args.form.grammar.is_some() {
+                let error = "--json-schema, --grammar: expected a prompt; a chat has no form";
+                return Err(Failure::new(Status::Usage, error));
+            }
             return chat::run(
                 &ChatArgs {
                     model: args.model,
@@ -176,7 +183,8 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
         let messages = system.chain([user]).collect();
         model.text.encode_rendered(&model.text.render(&serde_json::Value::Array(messages), None)?)
     };
-    let request = request(&model, ids, &args.sampling)?;
+    let mut request = request(&model, ids, &args.sampling)?;
+    request.grammar = form(&args.form, &model)?;
     let cancel = Cancel::default();
     crate::signals::cancel_on_signal(&cancel);
     let mut stdout = std::io::stdout();

@@ -73,8 +73,8 @@ pub(crate) fn logprobs(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Value {
     value
 }
 
-/// Token counts over all replies to one prompt, which counts once.
-pub(crate) fn usage(summaries: &[Summary]) -> Value {
+/// Token counts over all replies to one prompt, which counts once; `thought` of them are reasoning.
+pub(crate) fn usage(summaries: &[Summary], thought: usize) -> Value {
     let prompt = summaries.first().map_or(0, |summary| summary.prompt_tokens);
     let cached = summaries.first().map_or(0, |summary| summary.cached_tokens);
     let completion: usize = summaries.iter().map(|summary| summary.generated_tokens).sum();
@@ -83,7 +83,7 @@ pub(crate) fn usage(summaries: &[Summary]) -> Value {
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought},
     })
 }
 

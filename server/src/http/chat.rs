@@ -10,20 +10,25 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use trefoil_engine::generate::{Cancel, Event, GenerateError, Request, Summary};
+use trefoil_engine::grammar::Grammar;
 use trefoil_engine::runner::RunError;
 use trefoil_engine::service::{Order, ServiceError, SubmitError, Update};
 use trefoil_engine::text::TemplateError;
 use trefoil_engine::text::sampling::SamplingParams;
+use trefoil_engine::text::thinking::Thinking;
 
 use super::answer::{self, Head};
+use super::chat_reply::{Reply, deltas};
 use super::chat_request::ChatRequest;
 use super::error::ApiError;
+use super::format::{self, Format};
 use super::info::unknown_model;
+use super::parts::Finder;
 use super::sse;
 use super::state::{AppState, ServedModel};
 
 /// Updates of the reply with this number.
-type Tagged = (u32, Update);
+pub(super) type Tagged = (u32, Update);
 
 /// Reads a body within the limits of size and time.
 pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
@@ -45,24 +50,35 @@ pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, Api
 }
 
 /// A request on its way: its prompt, and what is the same for all its replies.
-struct Job {
-    request: ChatRequest,
+pub(super) struct Job {
+    pub(super) request: ChatRequest,
     prompt: Vec<u32>,
-    params: SamplingParams,
-    seed: i64,
+    pub(super) params: SamplingParams,
+    pub(super) seed: i64,
+    /// What its replies follow, once it was compiled.
+    grammar: Option<Grammar>,
+    /// The prompt as text, as the template wrote it.
+    rendered: String,
 }
 
 impl Job {
-    fn new(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
         let options = &state.options;
-        let request = ChatRequest::read(body, options.max_n, options.strict_fields)?;
+        Self::new(state, ChatRequest::read(body, options.max_n, options.strict_fields)?)
+    }
+
+    pub(super) fn new(state: &AppState, request: ChatRequest) -> Result<Self, ApiError> {
         let model = find(state, &request.model)?;
         if !model.generative {
             return Err(cannot_chat(model));
         }
         let rendered = model
             .text
-            .render(&request.messages, Some(&request.template_variables))
+            .render_with_tools(
+                &request.messages,
+                request.tools.list().as_ref(),
+                Some(&request.template_variables),
+            )
             .map_err(|error| template_error(&error))?;
         let prompt = model.text.encode_rendered(&rendered);
         let completion = request.max_tokens.unwrap_or(1);
@@ -79,11 +95,41 @@ impl Job {
             .validate(model.vocabulary)
             .map_err(|error| ApiError::field("invalid_value", error.field, error.to_string()))?;
         let seed = request.sampling.seed.unwrap_or_else(super::id::seed);
-        Ok(Self { request, prompt, params, seed })
+        Ok(Self { request, prompt, params, seed, grammar: None, rendered })
+    }
+
+    /// What tells thought from text; a reply that is held to a form is not thought.
+    fn thinking(&self, model: &ServedModel) -> Option<Thinking> {
+        let free = self.request.format.source.is_none() && !self.request.tools.required();
+        Thinking::after(&model.text.template, &self.rendered).filter(|_| free)
+    }
+
+    /// What tells the parts of a reply from each other.
+    pub(super) fn finder(&self, model: &ServedModel) -> Finder {
+        Finder::new(self.thinking(model), self.request.tools.parser(&model.text))
+    }
+
+    /// Compiles what the replies follow, if they follow anything.
+    pub(super) async fn compile(&mut self, model: &ServedModel) -> Result<(), ApiError> {
+        let Format { source, field, .. } = &self.request.format;
+        let tools = &self.request.tools;
+        // What the text must be counts unless there must be calls instead.
+        let (source, field) = match source {
+            Some(source) if !tools.required() => (Some(source.clone()), *field),
+            _ => (tools.grammar(&model.text), "tools"),
+        };
+        if let Some(source) = source {
+            self.grammar = Some(format::compile(model, source, field).await?);
+        }
+        Ok(())
     }
 
     /// Queues the request; the updates of its replies come through the channel.
-    fn submit(&self, state: &AppState, model: &ServedModel) -> Result<Updates, ApiError> {
+    pub(super) fn submit(
+        &self,
+        state: &AppState,
+        model: &ServedModel,
+    ) -> Result<Updates, ApiError> {
         let service = model.service().ok_or_else(|| cannot_chat(model))?;
         let (sender, receiver) = unbounded_channel();
         let order = Order {
@@ -93,6 +139,11 @@ impl Job {
                 max_tokens: self.request.max_tokens,
                 stop: self.request.stop.clone(),
                 seed: self.seed,
+                grammar: self.grammar.clone(),
+                shown: match self.request.tools.any() || self.thinking(model).is_some() {
+                    true => model.text.calls.shown.clone(),
+                    false => [].into(),
+                },
             },
             choices: self.request.n,
             priority: self.request.priority,
@@ -118,8 +169,8 @@ impl Job {
 }
 
 /// The updates of a request's replies. Whoever stops listening cancels it, wherever it is.
-struct Updates {
-    receiver: UnboundedReceiver<Tagged>,
+pub(super) struct Updates {
+    pub(super) receiver: UnboundedReceiver<Tagged>,
     cancel: Cancel,
 }
 
@@ -143,12 +194,17 @@ fn template_error(error: &TemplateError) -> ApiError {
     ApiError::field("invalid_value", "messages", message)
 }
 
-fn service_error(error: &ServiceError) -> ApiError {
+pub(super) fn service_error(error: &ServiceError) -> ApiError {
     if let ServiceError::Generate(error) = error
         && let GenerateError::Run(RunError::Execute(error)) = &**error
     {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         return ApiError::new(status, "device_error", format!("A device failed: {error}."));
+    }
+    if let ServiceError::Generate(error) = error
+        && let GenerateError::Grammar(error) = &**error
+    {
+        return format::grammar_error(error, "response_format");
     }
     match error {
         ServiceError::QueueTimeout(limit) => ApiError::queue_timeout(*limit),
@@ -156,15 +212,6 @@ fn service_error(error: &ServiceError) -> ApiError {
         ServiceError::Stopped => ApiError::shutting_down(),
         error => ApiError::internal(format!("The generation failed: {error}.")),
     }
-}
-
-/// The reply with a number, while it grows.
-#[derive(Default)]
-struct Reply {
-    text: String,
-    tokens: Vec<u32>,
-    logprobs: Vec<Value>,
-    summary: Option<Summary>,
 }
 
 /// What is known of a request so far, for the end of the answer.
@@ -192,19 +239,11 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
-    let job = Job::new(&state, &body).inspect_err(|error| {
-        let reason = match error.code {
-            "context_length_exceeded" => "too_long",
-            _ => "invalid",
-        };
-        state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
-    })?;
+    let refused = |error: &ApiError| count_refused(&state, error);
+    let mut job = Job::read(&state, &body).inspect_err(refused)?;
     let model = find(&state, &job.request.model)?;
-    let updates = job.submit(&state, model).inspect_err(|error| {
-        if error.code == "queue_full" {
-            state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
-        }
-    })?;
+    job.compile(model).await.inspect_err(refused)?;
+    let updates = job.submit(&state, model).inspect_err(refused)?;
     let ignored = ignored_header(&job.request.ignored);
     let mut response = if job.request.stream {
         stream(state.clone(), job, updates).await
@@ -215,6 +254,17 @@ pub(crate) async fn create(
         response.headers_mut().insert("x-trefoil-ignored", ignored);
     }
     Ok(response)
+}
+
+/// Counts a request that was refused.
+pub(super) fn count_refused(state: &AppState, error: &ApiError) {
+    let reason = match error.code {
+        "context_length_exceeded" => "too_long",
+        "queue_full" => "queue_full",
+        _ if error.status.is_server_error() => return,
+        _ => "invalid",
+    };
+    state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
 }
 
 /// The names of ignored fields as a header's value: escaped where a header could not hold them, and
@@ -243,7 +293,8 @@ async fn whole(
     mut updates: Updates,
 ) -> Result<axum::Json<Value>, ApiError> {
     let mut progress = Progress::new(model, job.request.n);
-    let mut replies: Vec<Reply> = (0..job.request.n).map(|_| Reply::default()).collect();
+    let mut replies: Vec<Reply> =
+        (0..job.request.n).map(|_| Reply::new(job.finder(model))).collect();
     let mut left = replies.len();
     while left > 0 {
         let Some((choice, update)) = updates.receiver.recv().await else {
@@ -254,13 +305,13 @@ async fn whole(
             Update::Started(queued) => progress.queued = queued,
             Update::Event(Event::PromptRead(_)) => {}
             Update::Event(Event::Token { id, text, logprobs }) => {
-                reply.text.push_str(&text);
-                reply.tokens.push(id);
+                reply.token(id, &text);
                 let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
                 reply.logprobs.extend(logprobs);
             }
-            Update::Event(Event::Text(text)) => reply.text.push_str(&text),
+            Update::Event(Event::Text(text)) => reply.push(&text),
             Update::Done(Ok(summary)) => {
+                reply.end();
                 progress.summaries[choice as usize] = Some(summary.clone());
                 reply.summary = Some(summary);
                 left -= 1;
@@ -268,27 +319,12 @@ async fn whole(
             Update::Done(Err(error)) => return Err(service_error(&error)),
         }
     }
-    let choices = replies.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
+    let choices = replies.iter().enumerate().map(|(index, reply)| reply.choice(job, index));
     let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
-    object["usage"] = answer::usage(&progress.summaries());
+    let thought = replies.iter().map(Reply::reasoning_tokens).sum();
+    object["usage"] = answer::usage(&progress.summaries(), thought);
     finish(&mut object, &progress, job);
     Ok(axum::Json(object))
-}
-
-fn choice(job: &Job, index: usize, reply: &Reply) -> Value {
-    let finish = reply.summary.as_ref().map(|summary| answer::finish_reason(&summary.finish));
-    let mut value = json!({
-        "index": index,
-        "message": {"role": "assistant", "content": reply.text, "refusal": null},
-        "logprobs": job.request.logprobs.map(|_| json!({
-            "content": reply.logprobs, "refusal": null,
-        })),
-        "finish_reason": finish,
-    });
-    if job.request.return_tokens {
-        value["tokens"] = json!(reply.tokens);
-    }
-    value
 }
 
 /// What the last object of an answer carries.
@@ -352,6 +388,7 @@ async fn pump(
             return Ok(());
         }
     }
+    let mut finders: Vec<Finder> = (0..job.request.n).map(|_| job.finder(model)).collect();
     let mut left = job.request.n;
     let mut next = first;
     while left > 0 {
@@ -365,7 +402,8 @@ async fn pump(
         let Some((index, update)) = update else {
             return Err(ApiError::internal("The generation ended without a result."));
         };
-        let object = match update {
+        let finder = &mut finders[index as usize];
+        let objects = match update {
             Update::Started(queued) => {
                 progress.queued = queued;
                 continue;
@@ -374,37 +412,51 @@ async fn pump(
             Update::Event(Event::Token { id, text, logprobs }) => {
                 let list = logprobs
                     .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
-                if text.is_empty() && list.is_none() && !job.request.return_tokens {
-                    continue;
+                finder.count();
+                let mut parts = deltas(&finder.push(&text));
+                if parts.is_empty() && (list.is_some() || job.request.return_tokens) {
+                    parts.push(json!({}));
                 }
-                let content = if text.is_empty() { json!({}) } else { json!({"content": text}) };
-                let mut object = delta(index, content, list.unwrap_or(Value::Null));
-                if job.request.return_tokens {
-                    object["choices"][0]["tokens"] = json!([id]);
+                let mut list = list.unwrap_or(Value::Null);
+                let mut objects: Vec<Value> =
+                    parts.into_iter().map(|part| delta(index, part, list.take())).collect();
+                if let (Some(first), true) = (objects.first_mut(), job.request.return_tokens) {
+                    first["choices"][0]["tokens"] = json!([id]);
                 }
-                object
+                objects
             }
-            Update::Event(Event::Text(text)) => delta(index, json!({"content": text}), Value::Null),
+            Update::Event(Event::Text(text)) => {
+                let parts = deltas(&finder.push(&text)).into_iter();
+                parts.map(|part| delta(index, part, Value::Null)).collect()
+            }
             Update::Done(Ok(summary)) => {
                 left -= 1;
+                let rest = deltas(&finder.finish()).into_iter();
+                let mut objects: Vec<Value> =
+                    rest.map(|part| delta(index, part, Value::Null)).collect();
                 let mut object = delta(index, json!({}), Value::Null);
-                let reason = answer::finish_reason(&summary.finish);
+                let reason = match finder.calls > 0 {
+                    true => "tool_calls",
+                    false => answer::finish_reason(&summary.finish),
+                };
                 progress.summaries[index as usize] = Some(summary);
                 object["choices"][0]["finish_reason"] = json!(reason);
                 if left == 0 && !usage_later {
                     finish(&mut object, &progress, job);
                 }
-                object
+                objects.push(object);
+                objects
             }
             Update::Done(Err(error)) => return Err(service_error(&error)),
         };
-        if !send(&object) {
+        if !objects.iter().all(&send) {
             return Ok(());
         }
     }
     if usage_later {
         let mut object = chunk(json!([]));
-        object["usage"] = answer::usage(&progress.summaries());
+        let thought = finders.iter().map(|finder| finder.reasoning_tokens).sum();
+        object["usage"] = answer::usage(&progress.summaries(), thought);
         finish(&mut object, &progress, job);
         send(&object);
     }

@@ -4,6 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, element};
+use super::format::{self, Format};
+use super::tools::{self, Layout, Tools};
 use crate::sampling::Overrides;
 
 /// A chat request that passed all checks.
@@ -20,6 +22,10 @@ pub(crate) struct ChatRequest {
     pub(crate) include_usage: bool,
     /// Best tokens whose log probabilities are wanted; `Some(0)` for the chosen one only.
     pub(crate) logprobs: Option<usize>,
+    /// What the text must be.
+    pub(crate) format: Format,
+    /// What it may call.
+    pub(crate) tools: Tools,
     pub(crate) template_variables: Map<String, Value>,
     pub(crate) metadata: Option<Value>,
     pub(crate) return_tokens: bool,
@@ -46,14 +52,12 @@ const NO_EFFECT: [&str; 10] = [
 ];
 
 /// Fields that would change the answer and are not there yet, or never will be.
-const REFUSED: [&str; 16] = [
+const REFUSED: [&str; 14] = [
     "functions",
     "function_call",
     "audio",
     "web_search_options",
     "moderation",
-    "grammar",
-    "json_schema",
     "id_slot",
     "mirostat",
     "mirostat_tau",
@@ -65,7 +69,7 @@ const REFUSED: [&str; 16] = [
     "continue_final_message",
 ];
 
-const MOST_MESSAGES: usize = 2048;
+pub(super) const MOST_MESSAGES: usize = 2048;
 const MOST_STOPS: usize = 16;
 const MOST_STOP_BYTES: usize = 256;
 const MOST_BIASES: usize = 1024;
@@ -75,11 +79,7 @@ impl ChatRequest {
     /// Reads and checks a body. `vocabulary` bounds token ids once the model is known.
     pub(crate) fn read(body: &[u8], most_choices: u32, strict: bool) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
-        if model.is_empty() || model.len() > 256 {
-            let got = format!("{} bytes", model.len());
-            return Err(fields.invalid("model", "1 to 256 bytes", &got));
-        }
+        let model = model(&mut fields)?;
         let messages = messages(&mut fields)?;
         let max_tokens = max_tokens(&mut fields)?;
         let sampling = overrides(&mut fields)?;
@@ -88,14 +88,12 @@ impl ChatRequest {
         let stream = fields.bool("stream")?.unwrap_or(false);
         let include_usage = stream_options(&mut fields, stream)?;
         let logprobs = logprobs(&mut fields)?;
-        response_format(&mut fields)?;
-        tools(&mut fields)?;
+        let format = format::read(&mut fields)?;
+        let tools = tools::read(&mut fields, Layout::Chat)?;
         modalities(&mut fields)?;
-        let mut template_variables =
-            fields.object("chat_template_kwargs")?.map(Fields::rest).unwrap_or_default();
-        if let Some(effort) = fields.string("reasoning_effort")? {
-            template_variables.entry("enable_thinking").or_insert(json!(effort != "none"));
-            template_variables.entry("reasoning_effort").or_insert(json!(effort));
+        let mut template_variables = template_variables(&mut fields)?;
+        if let Some(named) = fields.string("reasoning_effort")? {
+            effort(&mut template_variables, &named);
         }
         let metadata = metadata(&mut fields)?;
         let return_tokens = fields.bool("return_tokens")?.unwrap_or(false);
@@ -109,11 +107,9 @@ impl ChatRequest {
                 return Err(ApiError::unsupported(field));
             }
         }
-        let ignored = fields.unknown();
-        if strict && let Some(first) = ignored.first() {
-            let message = format!("The field '{first}' is not known; leave it out.");
-            return Err(ApiError::field("unknown_parameter", first, message));
-        }
+        let mut ignored = fields.unknown();
+        refuse_unknown(&ignored, strict)?;
+        ignored.extend(format.ignored.iter().chain(&tools.ignored).cloned());
         Ok(Self {
             model,
             messages,
@@ -124,6 +120,8 @@ impl ChatRequest {
             stream,
             include_usage,
             logprobs,
+            format,
+            tools,
             template_variables,
             metadata,
             return_tokens,
@@ -132,6 +130,38 @@ impl ChatRequest {
             ignored,
         })
     }
+}
+
+/// The name of the model.
+pub(super) fn model(fields: &mut Fields) -> Result<String, ApiError> {
+    let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
+    if model.is_empty() || model.len() > 256 {
+        let got = format!("{} bytes", model.len());
+        return Err(fields.invalid("model", "1 to 256 bytes", &got));
+    }
+    Ok(model)
+}
+
+/// Refuses fields that are not known, if that is wanted.
+pub(super) fn refuse_unknown(unknown: &[String], strict: bool) -> Result<(), ApiError> {
+    match unknown.first() {
+        Some(first) if strict => {
+            let message = format!("The field '{first}' is not known; leave it out.");
+            Err(ApiError::field("unknown_parameter", first, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Variables of the template that the request sets.
+pub(super) fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    Ok(fields.object("chat_template_kwargs")?.map(Fields::rest).unwrap_or_default())
+}
+
+/// Tells the template how much thought is wanted.
+pub(super) fn effort(variables: &mut Map<String, Value>, effort: &str) {
+    variables.entry("enable_thinking").or_insert(json!(effort != "none"));
+    variables.entry("reasoning_effort").or_insert(json!(effort));
 }
 
 fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
@@ -147,7 +177,7 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn overrides(fields: &mut Fields) -> Result<Overrides, ApiError> {
+pub(super) fn overrides(fields: &mut Fields) -> Result<Overrides, ApiError> {
     let penalty = fields.number("repeat_penalty", f64::MIN_POSITIVE..=10.0)?;
     let penalty_alias = fields.number("repetition_penalty", f64::MIN_POSITIVE..=10.0)?;
     Ok(Overrides {
@@ -222,32 +252,6 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn response_format(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
-    match format.string("type")?.as_deref() {
-        Some("text") => Ok(()),
-        Some(other) => {
-            let message = format!("'response_format': expected the type text, got {other:?}.");
-            Err(ApiError::field("unsupported_value", "response_format", message))
-        }
-        None => Err(format.missing("type")),
-    }
-}
-
-/// Tools are not there yet: a list of none changes nothing, any other would.
-fn tools(fields: &mut Fields) -> Result<(), ApiError> {
-    let tools = fields.array("tools")?.unwrap_or_default();
-    if !tools.is_empty() {
-        return Err(ApiError::unsupported("tools"));
-    }
-    fields.take("parallel_tool_calls");
-    match fields.take("tool_choice") {
-        None => Ok(()),
-        Some(Value::String(choice)) if choice == "none" || choice == "auto" => Ok(()),
-        Some(_) => Err(ApiError::unsupported("tool_choice")),
-    }
-}
-
 fn modalities(fields: &mut Fields) -> Result<(), ApiError> {
     let modalities = fields.strings("modalities")?.unwrap_or_default();
     if modalities.iter().any(|modality| modality != "text") {
@@ -256,7 +260,7 @@ fn modalities(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn metadata(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+pub(super) fn metadata(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     let Some(metadata) = fields.object("metadata")? else { return Ok(None) };
     let metadata = metadata.rest();
     if metadata.len() > MOST_METADATA {
@@ -292,7 +296,7 @@ fn message(value: Value, path: String) -> Result<Value, ApiError> {
     };
     let mut message = Map::new();
     message.insert("role".to_owned(), json!(role));
-    let calls = fields.array("tool_calls")?;
+    let calls = tool_calls(&mut fields, &path)?;
     match content(&mut fields, &path)? {
         Some(text) => message.insert("content".to_owned(), json!(text)),
         None if role == "assistant" && calls.is_some() => {
@@ -313,6 +317,21 @@ fn message(value: Value, path: String) -> Result<Value, ApiError> {
         }
     }
     Ok(Value::Object(message))
+}
+
+/// The calls of an earlier reply: each names a function.
+fn tool_calls(fields: &mut Fields, path: &str) -> Result<Option<Vec<Value>>, ApiError> {
+    let Some(calls) = fields.array("tool_calls")? else { return Ok(None) };
+    let call = |(index, call): (usize, Value)| {
+        let mut call = element(call, format!("{path}.tool_calls[{index}]"))?;
+        call.take("type");
+        let id = call.string("id")?.unwrap_or_default();
+        let mut function = call.object("function")?.ok_or_else(|| call.missing("function"))?;
+        let name = function.string("name")?.ok_or_else(|| function.missing("name"))?;
+        let arguments = function.string("arguments")?.unwrap_or_else(|| "{}".to_owned());
+        Ok(tools::call_object(&id, &name, &arguments))
+    };
+    calls.into_iter().enumerate().map(call).collect::<Result<_, _>>().map(Some)
 }
 
 /// A message's text: a string, or text parts joined in order.
@@ -381,10 +400,21 @@ mod tests {
             (r#""top_logprobs":3"#, "invalid_value", "top_logprobs"),
             (r#""stream_options":{}"#, "invalid_value", "stream_options"),
             (r#""functions":[]"#, "unsupported_parameter", "functions"),
-            (r#""tools":[{}]"#, "unsupported_parameter", "tools"),
+            (r#""tools":[{}]"#, "missing_required_parameter", "tools[0].type"),
             (r#""logit_bias":{"x":1}"#, "invalid_value", "logit_bias"),
             (r#""n":9"#, "invalid_value", "n"),
-            (r#""response_format":{"type":"json_object"}"#, "unsupported_value", "response_format"),
+            (r#""response_format":{"type":"xml"}"#, "unsupported_value", "response_format"),
+            (
+                r#""response_format":{"type":"json_schema"}"#,
+                "missing_required_parameter",
+                "response_format.json_schema",
+            ),
+            (
+                r#""response_format":{"type":"json_object"},"grammar":"x""#,
+                "invalid_value",
+                "grammar",
+            ),
+            (r#""json_schema":{"type":"x"}"#, "invalid_value", "/type"),
         ] {
             let error = read(extra).expect_err(extra);
             assert_eq!((error.code, error.param.as_deref()), (code, Some(param)), "{extra}");

@@ -117,6 +117,16 @@ impl Fields {
         if self.path.is_empty() { field.to_owned() } else { format!("{}.{field}", self.path) }
     }
 
+    /// How messages name the object.
+    pub(crate) fn place(&self) -> String {
+        self.path.clone()
+    }
+
+    /// A field as it was given, null if it was not.
+    pub(crate) fn peek(&self, field: &str) -> Value {
+        self.values.get(field).cloned().unwrap_or(Value::Null)
+    }
+
     /// Takes a field; null counts as absent.
     pub(crate) fn take(&mut self, field: &'static str) -> Option<Value> {
         self.known.insert(field);

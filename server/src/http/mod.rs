@@ -2,16 +2,23 @@
 
 mod answer;
 mod chat;
+mod chat_reply;
 mod chat_request;
 mod embeddings;
 mod error;
 mod fields;
+mod format;
 mod guard;
 mod id;
 mod info;
 mod inspect;
+mod parts;
+mod responses;
+mod responses_output;
+mod responses_request;
 mod sse;
 mod state;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +39,7 @@ pub(crate) use state::{AppState, ServedModel, ServerOptions};
 pub(crate) fn router(state: Arc<AppState>) -> Router {
     let api = Router::new()
         .route("/chat/completions", post(chat::create))
+        .route("/responses", post(responses::create))
         .route("/embeddings", post(embeddings::create))
         .route("/models", get(info::models))
         .route("/models/{*id}", get(info::model))
