@@ -1,48 +1,24 @@
 //! POST /v1/chat/completions.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use trefoil_engine::generate::{Cancel, Event, GenerateError, Request, Summary};
-use trefoil_engine::runner::RunError;
-use trefoil_engine::service::{Order, ServiceError, SubmitError, Update};
+use trefoil_engine::generate::{Request, Summary};
+use trefoil_engine::service::Order;
 use trefoil_engine::text::TemplateError;
 use trefoil_engine::text::sampling::SamplingParams;
 
 use super::answer::{self, Head};
+use super::body::{find, name_ignored, read_body};
 use super::chat_request::ChatRequest;
 use super::error::ApiError;
-use super::info::unknown_model;
+use super::outlet::{Frame, Outlet};
+use super::replies::{Part, Replies, count_rejected, not_generative};
 use super::sse;
 use super::state::{AppState, ServedModel};
-
-/// Updates of the reply with this number.
-type Tagged = (u32, Update);
-
-/// Reads a body within the limits of size and time.
-pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
-    let most = state.options.max_body;
-    let reading = axum::body::to_bytes(body, most);
-    match tokio::time::timeout(state.options.body_timeout, reading).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "request_too_large",
-            format!("The body must be at most {most} bytes, and arrive whole."),
-        )),
-        Err(_) => Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
-            format!("The body was not in within {:?}.", state.options.body_timeout),
-        )),
-    }
-}
 
 /// A request on its way: its prompt, and what is the same for all its replies.
 struct Job {
@@ -58,7 +34,7 @@ impl Job {
         let request = ChatRequest::read(body, options.max_n, options.strict_fields)?;
         let model = find(state, &request.model)?;
         if !model.generative {
-            return Err(cannot_chat(model));
+            return Err(not_generative(model));
         }
         let rendered = model
             .text
@@ -82,10 +58,8 @@ impl Job {
         Ok(Self { request, prompt, params, seed })
     }
 
-    /// Queues the request; the updates of its replies come through the channel.
-    fn submit(&self, state: &AppState, model: &ServedModel) -> Result<Updates, ApiError> {
-        let service = model.service().ok_or_else(|| cannot_chat(model))?;
-        let (sender, receiver) = unbounded_channel();
+    /// Queues the request.
+    fn submit(&self, state: &AppState, model: &ServedModel) -> Result<Replies, ApiError> {
         let order = Order {
             request: Request {
                 prompt: self.prompt.clone(),
@@ -99,63 +73,13 @@ impl Job {
             cache: self.request.cache_prompt,
             time_limit: state.options.request_timeout,
         };
-        let (id, mut left) = (model.id.clone(), self.request.n);
-        // A send fails when the client is gone: that cancels the generation.
-        let sink = Box::new(move |choice, update| {
-            left -= u32::from(matches!(update, Update::Done(_)));
-            let heard = sender.send((choice, update)).is_ok();
-            if left == 0 && !heard {
-                tracing::info!(model = id, status = 499, "the client left");
-            }
-            heard
-        });
-        let cancel = service.submit(order, sink).map_err(|error| match error {
-            SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
-            _ => ApiError::shutting_down(),
-        })?;
-        Ok(Updates { receiver, cancel })
+        Replies::submit(state, model, vec![order])
     }
-}
-
-/// The updates of a request's replies. Whoever stops listening cancels it, wherever it is.
-struct Updates {
-    receiver: UnboundedReceiver<Tagged>,
-    cancel: Cancel,
-}
-
-impl Drop for Updates {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
-}
-
-fn cannot_chat(model: &ServedModel) -> ApiError {
-    let message = format!("The model '{}' makes embeddings and cannot chat.", model.id);
-    ApiError::field("unsupported_value", "model", message)
-}
-
-pub(super) fn find<'a>(state: &'a AppState, name: &str) -> Result<&'a ServedModel, ApiError> {
-    state.model(name).ok_or_else(|| unknown_model(state, name))
 }
 
 fn template_error(error: &TemplateError) -> ApiError {
     let message = format!("The model's chat template does not take these messages: {error}");
     ApiError::field("invalid_value", "messages", message)
-}
-
-fn service_error(error: &ServiceError) -> ApiError {
-    if let ServiceError::Generate(error) = error
-        && let GenerateError::Run(RunError::Execute(error)) = &**error
-    {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        return ApiError::new(status, "device_error", format!("A device failed: {error}."));
-    }
-    match error {
-        ServiceError::QueueTimeout(limit) => ApiError::queue_timeout(*limit),
-        ServiceError::Deadline(limit) => ApiError::deadline(*limit),
-        ServiceError::Stopped => ApiError::shutting_down(),
-        error => ApiError::internal(format!("The generation failed: {error}.")),
-    }
 }
 
 /// The reply with a number, while it grows.
@@ -167,111 +91,50 @@ struct Reply {
     summary: Option<Summary>,
 }
 
-/// What is known of a request so far, for the end of the answer.
-struct Progress<'a> {
-    model: &'a ServedModel,
-    queued: Duration,
-    /// Of each reply that ended, by its number.
-    summaries: Vec<Option<Summary>>,
-}
-
-impl<'a> Progress<'a> {
-    fn new(model: &'a ServedModel, replies: u32) -> Self {
-        let (queued, summaries) = (Duration::ZERO, vec![None; replies as usize]);
-        Self { model, queued, summaries }
-    }
-
-    fn summaries(&self) -> Vec<Summary> {
-        self.summaries.iter().flatten().cloned().collect()
-    }
-}
-
 /// POST /v1/chat/completions
 pub(crate) async fn create(
     State(state): State<Arc<AppState>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
-    let job = Job::new(&state, &body).inspect_err(|error| {
-        let reason = match error.code {
-            "context_length_exceeded" => "too_long",
-            _ => "invalid",
-        };
-        state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
-    })?;
+    let job = Job::new(&state, &body).inspect_err(|error| count_rejected(&state, error))?;
     let model = find(&state, &job.request.model)?;
-    let updates = job.submit(&state, model).inspect_err(|error| {
-        if error.code == "queue_full" {
-            state.metrics.requests_rejected_total.with_label_values(&["queue_full"]).inc();
-        }
-    })?;
-    let ignored = ignored_header(&job.request.ignored);
+    let replies = job.submit(&state, model)?;
+    let ignored = job.request.ignored.clone();
     let mut response = if job.request.stream {
-        stream(state.clone(), job, updates).await
+        stream(state.clone(), job, replies).await?
     } else {
-        whole(model, &job, updates).await?.into_response()
+        whole(model, &job, replies).await?.into_response()
     };
-    if let Some(ignored) = ignored {
-        response.headers_mut().insert("x-trefoil-ignored", ignored);
-    }
+    name_ignored(&mut response, &ignored);
     Ok(response)
-}
-
-/// The names of ignored fields as a header's value: escaped where a header could not hold them, and
-/// cut where they are many.
-pub(super) fn ignored_header(names: &[String]) -> Option<HeaderValue> {
-    const MOST_BYTES: usize = 1024;
-    let mut text = String::new();
-    for name in names {
-        let name = name.escape_default().to_string();
-        if text.len() + name.len() > MOST_BYTES {
-            text.push_str(if text.is_empty() { "..." } else { ",..." });
-            break;
-        }
-        if !text.is_empty() {
-            text.push(',');
-        }
-        text.push_str(&name);
-    }
-    HeaderValue::from_str(&text).ok().filter(|value| !value.is_empty())
 }
 
 /// Waits for all replies and answers at once.
 async fn whole(
     model: &ServedModel,
     job: &Job,
-    mut updates: Updates,
+    mut replies: Replies,
 ) -> Result<axum::Json<Value>, ApiError> {
-    let mut progress = Progress::new(model, job.request.n);
-    let mut replies: Vec<Reply> = (0..job.request.n).map(|_| Reply::default()).collect();
-    let mut left = replies.len();
-    while left > 0 {
-        let Some((choice, update)) = updates.receiver.recv().await else {
-            return Err(ApiError::internal("The generation ended without a result."));
-        };
-        let reply = &mut replies[choice as usize];
-        match update {
-            Update::Started(queued) => progress.queued = queued,
-            Update::Event(Event::PromptRead(_)) => {}
-            Update::Event(Event::Token { id, text, logprobs }) => {
+    let mut grown: Vec<Reply> = (0..job.request.n).map(|_| Reply::default()).collect();
+    while let Some((number, part)) = replies.next().await? {
+        let reply = &mut grown[number as usize];
+        match part {
+            Part::Token { id, text, logprobs } => {
                 reply.text.push_str(&text);
                 reply.tokens.push(id);
                 let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
                 reply.logprobs.extend(logprobs);
             }
-            Update::Event(Event::Text(text)) => reply.text.push_str(&text),
-            Update::Done(Ok(summary)) => {
-                progress.summaries[choice as usize] = Some(summary.clone());
-                reply.summary = Some(summary);
-                left -= 1;
-            }
-            Update::Done(Err(error)) => return Err(service_error(&error)),
+            Part::Text(text) => reply.text.push_str(&text),
+            Part::End(summary) => reply.summary = Some(summary),
         }
     }
-    let choices = replies.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
-    let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
-    object["usage"] = answer::usage(&progress.summaries());
-    finish(&mut object, &progress, job);
+    let choices = grown.iter().enumerate().map(|(index, reply)| choice(job, index, reply));
+    let head = Head::new(model, "chatcmpl-");
+    let mut object = head.object("chat.completion", Value::Array(choices.collect()));
+    object["usage"] = replies.usage();
+    finish(&mut object, &replies, model, job);
     Ok(axum::Json(object))
 }
 
@@ -292,45 +155,33 @@ fn choice(job: &Job, index: usize, reply: &Reply) -> Value {
 }
 
 /// What the last object of an answer carries.
-fn finish(object: &mut Value, progress: &Progress<'_>, job: &Job) {
-    let summaries = progress.summaries();
-    object["timings"] = answer::timings(&summaries);
-    object["trefoil"] = answer::trefoil(progress.model, &summaries, progress.queued, job.seed);
+fn finish(object: &mut Value, replies: &Replies, model: &ServedModel, job: &Job) {
+    replies.add_figures(object, model, job.seed);
     if let Some(metadata) = &job.request.metadata {
         object["metadata"] = metadata.clone();
     }
 }
 
 /// Answers with events. The status is sent when the request leaves the queue, or after a while.
-async fn stream(state: Arc<AppState>, job: Job, mut updates: Updates) -> Response {
-    let first = tokio::time::timeout(state.options.status_after, updates.receiver.recv()).await;
-    let first = match first {
-        Ok(Some((_, Update::Done(Err(error))))) => return service_error(&error).into_response(),
-        Ok(first) => first,
-        Err(_) => None,
-    };
-    let (sender, events) = unbounded_channel();
+async fn stream(
+    state: Arc<AppState>,
+    job: Job,
+    mut replies: Replies,
+) -> Result<Response, ApiError> {
+    replies.admitted(state.options.status_after).await?;
     let ping = state.options.sse_ping;
-    tokio::spawn(async move {
-        if let Err(error) = pump(&state, &job, first, updates, &sender).await {
-            // The status went out long ago: the error is an event, and nothing follows it.
-            let _ = sender.send(sse::event(&error.body()));
-        }
-    });
-    sse::response(events, ping)
+    Ok(sse::answer(ping, move |outlet| async move { pump(&state, &job, replies, &outlet).await }))
 }
 
-/// Turns updates into events until all replies are done or the client is gone.
-async fn pump(
+/// Turns what comes of the replies into frames until all are done or the client is gone.
+async fn pump<T>(
     state: &AppState,
     job: &Job,
-    first: Option<Tagged>,
-    mut updates: Updates,
-    sender: &sse::Sender,
+    mut replies: Replies,
+    outlet: &Outlet<T>,
 ) -> Result<(), ApiError> {
     let model = find(state, &job.request.model)?;
-    let mut progress = Progress::new(model, job.request.n);
-    let head = Head::new(model);
+    let head = Head::new(model, "chatcmpl-");
     let usage_later = job.request.include_usage;
     let chunk = |choices: Value| {
         let mut object = head.object("chat.completion.chunk", choices);
@@ -339,8 +190,6 @@ async fn pump(
         }
         object
     };
-    // A send fails when the client is gone; dropping the receiver then cancels the generation.
-    let send = |object: &Value| sender.send(sse::event(object)).is_ok();
     let delta = |index: u32, delta: Value, logprobs: Value| {
         chunk(json!([{
             "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null,
@@ -348,30 +197,13 @@ async fn pump(
     };
     for index in 0..job.request.n {
         let opening = json!({"role": "assistant", "content": ""});
-        if !send(&delta(index, opening, Value::Null)) {
+        if !outlet.send(Frame::Chunk(delta(index, opening, Value::Null))) {
             return Ok(());
         }
     }
-    let mut left = job.request.n;
-    let mut next = first;
-    while left > 0 {
-        let update = match next.take() {
-            Some(update) => Some(update),
-            None => tokio::select! {
-                update = updates.receiver.recv() => update,
-                () = sender.closed() => return Ok(()),
-            },
-        };
-        let Some((index, update)) = update else {
-            return Err(ApiError::internal("The generation ended without a result."));
-        };
-        let object = match update {
-            Update::Started(queued) => {
-                progress.queued = queued;
-                continue;
-            }
-            Update::Event(Event::PromptRead(_)) => continue,
-            Update::Event(Event::Token { id, text, logprobs }) => {
+    while let Some((index, part)) = outlet.unless_closed(replies.next()).await? {
+        let object = match part {
+            Part::Token { id, text, logprobs } => {
                 let list = logprobs
                     .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
                 if text.is_empty() && list.is_none() && !job.request.return_tokens {
@@ -384,30 +216,26 @@ async fn pump(
                 }
                 object
             }
-            Update::Event(Event::Text(text)) => delta(index, json!({"content": text}), Value::Null),
-            Update::Done(Ok(summary)) => {
-                left -= 1;
+            Part::Text(text) => delta(index, json!({"content": text}), Value::Null),
+            Part::End(summary) => {
                 let mut object = delta(index, json!({}), Value::Null);
                 let reason = answer::finish_reason(&summary.finish);
-                progress.summaries[index as usize] = Some(summary);
                 object["choices"][0]["finish_reason"] = json!(reason);
-                if left == 0 && !usage_later {
-                    finish(&mut object, &progress, job);
+                if replies.are_done() && !usage_later {
+                    finish(&mut object, &replies, model, job);
                 }
                 object
             }
-            Update::Done(Err(error)) => return Err(service_error(&error)),
         };
-        if !send(&object) {
+        if !outlet.send(Frame::Chunk(object)) {
             return Ok(());
         }
     }
-    if usage_later {
+    if usage_later && replies.are_done() {
         let mut object = chunk(json!([]));
-        object["usage"] = answer::usage(&progress.summaries());
-        finish(&mut object, &progress, job);
-        send(&object);
+        object["usage"] = replies.usage();
+        finish(&mut object, &replies, model, job);
+        outlet.send(Frame::Chunk(object));
     }
-    let _ = sender.send(sse::DONE);
     Ok(())
 }

@@ -12,11 +12,12 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use trefoil_engine::embedding::EmbedError;
 use trefoil_engine::runner::RunError;
-use trefoil_engine::service::SubmitError;
 
-use super::chat::{find, ignored_header, read_body};
+use super::body::{find, name_ignored, read_body};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::replies::{count_rejected, refused};
+use super::request_fields;
 use super::state::{AppState, ServedModel};
 
 /// Most texts of one request.
@@ -58,16 +59,8 @@ impl EmbeddingRequest {
             Some("base64") => Encoding::Base64,
             Some(other) => return Err(fields.invalid("encoding_format", "float or base64", other)),
         };
-        // No model here says that a part of its embeddings is one.
-        if fields.take("dimensions").is_some() {
-            return Err(ApiError::unsupported("dimensions"));
-        }
-        fields.take("user");
-        let ignored = fields.unknown();
-        if strict && let Some(first) = ignored.first() {
-            let message = format!("The field '{first}' is not known; leave it out.");
-            return Err(ApiError::field("unknown_parameter", first, message));
-        }
+        // No model here says that a part of its embeddings is one: `dimensions` is refused.
+        let ignored = request_fields::rest(&mut fields, &["user"], &["dimensions"], strict)?;
         Ok(Self { model, inputs, encoding, ignored })
     }
 }
@@ -175,14 +168,7 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
-    let rejected = |error: &ApiError| {
-        let reason = match error.code {
-            "context_length_exceeded" => "too_long",
-            "queue_full" => "queue_full",
-            _ => "invalid",
-        };
-        state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
-    };
+    let rejected = |error: &ApiError| count_rejected(&state, error);
     let strict = state.options.strict_fields;
     let request = EmbeddingRequest::read(&body, strict).inspect_err(rejected)?;
     let model = find(&state, &request.model)?;
@@ -196,7 +182,7 @@ pub(crate) async fn create(
     let (sender, mut receiver) = unbounded_channel();
     // A send fails when the client is gone: that ends the work.
     let sink = Box::new(move |result| sender.send(result).is_ok());
-    embedder.submit(texts, sink).map_err(refused).inspect_err(rejected)?;
+    embedder.submit(texts, sink).map_err(|error| refused(&error)).inspect_err(rejected)?;
     let mut data = Vec::with_capacity(expected);
     while let Some(result) = receiver.recv().await {
         let embedding = result.map_err(|error| {
@@ -220,24 +206,8 @@ pub(crate) async fn create(
     let usage = json!({"prompt_tokens": counts, "total_tokens": counts});
     let object = json!({"object": "list", "data": data, "model": model.id, "usage": usage});
     let mut response = axum::Json(object).into_response();
-    if let Some(ignored) = ignored_header(&request.ignored) {
-        response.headers_mut().insert("x-trefoil-ignored", ignored);
-    }
+    name_ignored(&mut response, &request.ignored);
     Ok(response)
-}
-
-fn refused(error: SubmitError) -> ApiError {
-    match error {
-        SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
-        _ => ApiError {
-            retry_after: Some(1),
-            ..ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "shutting_down",
-                "The server is shutting down.",
-            )
-        },
-    }
 }
 
 #[cfg(test)]

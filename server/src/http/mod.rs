@@ -1,6 +1,7 @@
 //! The HTTP server: routes, limits, start and end.
 
 mod answer;
+mod body;
 mod chat;
 mod chat_request;
 mod embeddings;
@@ -9,6 +10,9 @@ mod fields;
 mod guard;
 mod id;
 mod info;
+mod outlet;
+mod replies;
+mod request_fields;
 mod sse;
 mod state;
 
