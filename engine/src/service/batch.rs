@@ -94,8 +94,14 @@ impl Turns {
         }
         self.read();
         self.decode();
-        self.load.set(self.running(), &self.runner.executor.kv);
+        self.note();
         true
+    }
+
+    /// Tells of what is under way now.
+    fn note(&self) {
+        self.load.set(self.running(), &self.runner.executor.kv);
+        self.load.set_decoded(self.seats.iter().map(|seat| seat.reply.generated()));
     }
 
     pub(super) fn running(&self) -> usize {
@@ -168,7 +174,7 @@ impl Turns {
             meters.done(&result, group.age());
         }
         // Whoever hears of the end finds its pages returned.
-        self.load.set(self.running(), &self.runner.executor.kv);
+        self.note();
         group.tell(choice, Update::Done(result));
     }
 

@@ -36,11 +36,7 @@ impl Job {
         if !model.generative {
             return Err(not_generative(model));
         }
-        let rendered = model
-            .text
-            .render(&request.messages, Some(&request.template_variables))
-            .map_err(|error| template_error(&error))?;
-        let prompt = model.text.encode_rendered(&rendered);
+        let (_, prompt) = prompt(model, &request)?;
         let completion = request.max_tokens.unwrap_or(1);
         if prompt.is_empty() {
             let message = "The messages make an empty prompt with this model's template.";
@@ -75,6 +71,19 @@ impl Job {
         };
         Replies::submit(state, model, vec![order])
     }
+}
+
+/// What a model reads of a request: its text, and the token ids.
+pub(crate) fn prompt(
+    model: &ServedModel,
+    request: &ChatRequest,
+) -> Result<(String, Vec<u32>), ApiError> {
+    let rendered = model
+        .text
+        .render(&request.messages, Some(&request.template_variables))
+        .map_err(|error| template_error(&error))?;
+    let prompt = model.text.encode_rendered(&rendered);
+    Ok((rendered, prompt))
 }
 
 fn template_error(error: &TemplateError) -> ApiError {

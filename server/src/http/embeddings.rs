@@ -19,6 +19,7 @@ use super::fields::Fields;
 use super::replies::{count_rejected, refused};
 use super::request_fields;
 use super::state::{AppState, ServedModel};
+use super::text_inputs::{Input, check_ids, inputs};
 
 /// Most texts of one request.
 const MOST_INPUTS: usize = 2048;
@@ -30,13 +31,6 @@ enum Encoding {
     Float,
     /// Little-endian numbers in single precision, as base64.
     Base64,
-}
-
-/// One text.
-#[derive(Debug, PartialEq)]
-enum Input {
-    Text(String),
-    Tokens(Vec<u32>),
 }
 
 /// A checked body.
@@ -53,7 +47,8 @@ impl EmbeddingRequest {
         let mut fields = Fields::parse(body)?;
         let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
         let input = fields.take("input").ok_or_else(|| fields.missing("input"))?;
-        let inputs = inputs(input)?;
+        let inputs = inputs("input", input, MOST_INPUTS)?;
+        refuse_empty(&inputs)?;
         let encoding = match fields.string("encoding_format")?.as_deref() {
             None | Some("float") => Encoding::Float,
             Some("base64") => Encoding::Base64,
@@ -69,49 +64,10 @@ fn invalid(code: &'static str, message: String) -> ApiError {
     ApiError::field(code, "input", message)
 }
 
-/// One text or several, as text or as token ids.
-fn inputs(value: Value) -> Result<Vec<Input>, ApiError> {
-    let mixed = || {
-        let message = "'input': expected a string, an array of strings, an array of token ids, or an \
-                       array of such arrays.";
-        invalid("invalid_type", message.to_owned())
-    };
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids = |list: &[Value]| list.iter().map(id).collect::<Option<Vec<u32>>>();
-    let inputs = match value {
-        Value::String(text) => vec![Input::Text(text)],
-        Value::Array(list) if list.first().is_some_and(Value::is_number) => {
-            vec![Input::Tokens(ids(&list).ok_or_else(mixed)?)]
-        }
-        Value::Array(list) => {
-            let one = |value: Value| match value {
-                Value::String(text) => Some(Input::Text(text)),
-                Value::Array(list) => ids(&list).map(Input::Tokens),
-                _ => None,
-            };
-            let kinds = list.iter().map(Value::is_string);
-            if kinds.clone().any(|text| text) && !kinds.clone().all(|text| text) {
-                return Err(mixed());
-            }
-            list.into_iter().map(one).collect::<Option<_>>().ok_or_else(mixed)?
-        }
-        _ => return Err(mixed()),
-    };
-    if !(1..=MOST_INPUTS).contains(&inputs.len()) {
-        let message = format!("'input': expected 1 to {MOST_INPUTS} texts, got {}.", inputs.len());
-        return Err(invalid("invalid_value", message));
-    }
-    let empty = |input: &Input| match input {
-        Input::Text(text) => text.is_empty(),
-        Input::Tokens(tokens) => tokens.is_empty(),
-    };
-    match inputs.iter().position(empty) {
-        Some(index) => Err(invalid(
-            "invalid_value",
-            format!("'input[{index}]': expected a text, got nothing."),
-        )),
-        None => Ok(inputs),
-    }
+fn refuse_empty(inputs: &[Input]) -> Result<(), ApiError> {
+    let Some(index) = inputs.iter().position(Input::is_empty) else { return Ok(()) };
+    let message = format!("'input[{index}]': expected a text, got nothing.");
+    Err(invalid("invalid_value", message))
 }
 
 /// The token ids of all texts.
@@ -130,13 +86,7 @@ fn tokens(model: &ServedModel, inputs: Vec<Input>) -> Result<Vec<Vec<u32>>, ApiE
             );
             return Err(invalid("context_length_exceeded", message));
         }
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= model.vocabulary) {
-            let message = format!(
-                "'input[{index}]': expected token ids below {}, got {id}.",
-                model.vocabulary
-            );
-            return Err(invalid("invalid_value", message));
-        }
+        check_ids(model, &format!("input[{index}]"), &tokens)?;
         Ok(tokens)
     };
     inputs.into_iter().enumerate().map(one).collect()

@@ -4,6 +4,9 @@ mod answer;
 mod body;
 mod chat;
 mod chat_request;
+mod completion_choice;
+mod completion_request;
+mod completions;
 mod embeddings;
 mod error;
 mod fields;
@@ -13,8 +16,11 @@ mod info;
 mod outlet;
 mod replies;
 mod request_fields;
+mod slots;
 mod sse;
 mod state;
+mod text_inputs;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +40,11 @@ pub(crate) use state::{AppState, ServedModel, ServerOptions};
 pub(crate) fn router(state: Arc<AppState>) -> Router {
     let api = Router::new()
         .route("/chat/completions", post(chat::create))
+        .route("/completions", post(completions::create))
         .route("/embeddings", post(embeddings::create))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
         .route("/models", get(info::models))
         .route("/models/{*id}", get(info::model))
         .route("/health", get(info::health));
@@ -42,7 +52,12 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
         .nest("/v1", api.clone())
         .nest("/api/v1", api)
         .route("/health", get(info::health))
-        .route("/ready", get(info::ready));
+        .route("/ready", get(info::ready))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
+        .route("/props", get(slots::props))
+        .route("/slots", get(slots::slots));
     if state.options.metrics {
         all = all.route("/metrics", get(info::metrics));
     }
