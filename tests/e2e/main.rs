@@ -19,6 +19,8 @@ mod http_embeddings;
 mod http_fuzz;
 mod http_guard;
 mod http_load;
+mod http_openapi;
+mod http_socket;
 mod http_storm;
 mod http_stream;
 mod http_tokens;

@@ -182,6 +182,17 @@ async fn stream(
     Ok(sse::answer(ping, move |outlet| async move { pump(&state, &job, replies, &outlet).await }))
 }
 
+/// Answers a body that streams, for a socket.
+pub(super) async fn streamed<T>(
+    state: &AppState,
+    body: &[u8],
+    outlet: &Outlet<T>,
+) -> Result<(), ApiError> {
+    let job = Job::new(state, body).inspect_err(|error| count_rejected(state, error))?;
+    let replies = job.submit(state, find(state, &job.request.model)?)?;
+    pump(state, &job, replies, outlet).await
+}
+
 /// Turns what comes of the replies into frames until all are done or the client is gone.
 async fn pump<T>(
     state: &AppState,

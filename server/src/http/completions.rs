@@ -30,7 +30,7 @@ struct Prompt {
 }
 
 /// A request on its way: its prompts, and what is the same for all its replies.
-pub(crate) struct Job {
+struct Job {
     request: CompletionRequest,
     prompts: Vec<Prompt>,
     params: SamplingParams,
@@ -40,7 +40,7 @@ pub(crate) struct Job {
 
 impl Job {
     /// Reads and checks a body.
-    pub(crate) fn new(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+    fn new(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
         let options = &state.options;
         let request = CompletionRequest::read(body, options.max_n, options.strict_fields)?;
         let model = find(state, &request.model)?;
@@ -65,12 +65,12 @@ impl Job {
     }
 
     /// The model that is asked.
-    pub(crate) fn model<'a>(&self, state: &'a AppState) -> Result<&'a ServedModel, ApiError> {
+    fn model<'a>(&self, state: &'a AppState) -> Result<&'a ServedModel, ApiError> {
         find(state, &self.request.model)
     }
 
     /// Queues the request.
-    pub(crate) fn submit(&self, state: &AppState) -> Result<Replies, ApiError> {
+    fn submit(&self, state: &AppState) -> Result<Replies, ApiError> {
         let order = |prompt: &Prompt| Order {
             request: Request {
                 prompt: prompt.ids.clone(),
@@ -184,8 +184,19 @@ async fn whole(
     Ok(axum::Json(object))
 }
 
+/// Answers a body that streams, for a socket.
+pub(super) async fn streamed<T>(
+    state: &AppState,
+    body: &[u8],
+    outlet: &Outlet<T>,
+) -> Result<(), ApiError> {
+    let job = Job::new(state, body).inspect_err(|error| count_rejected(state, error))?;
+    let replies = job.submit(state)?;
+    pump(state, &job, replies, outlet).await
+}
+
 /// Turns what comes of the replies into frames until all are done or the client is gone.
-pub(crate) async fn pump<T>(
+async fn pump<T>(
     state: &AppState,
     job: &Job,
     mut replies: Replies,

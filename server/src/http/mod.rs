@@ -13,10 +13,14 @@ mod fields;
 mod guard;
 mod id;
 mod info;
+mod openapi;
 mod outlet;
 mod replies;
 mod request_fields;
+mod routes;
 mod slots;
+mod socket;
+mod socket_message;
 mod sse;
 mod state;
 mod text_inputs;
@@ -28,7 +32,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -38,30 +41,8 @@ pub(crate) use state::{AppState, ServedModel, ServerOptions};
 
 /// All routes.
 pub(crate) fn router(state: Arc<AppState>) -> Router {
-    let api = Router::new()
-        .route("/chat/completions", post(chat::create))
-        .route("/completions", post(completions::create))
-        .route("/embeddings", post(embeddings::create))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/apply-template", post(tokens::apply_template))
-        .route("/models", get(info::models))
-        .route("/models/{*id}", get(info::model))
-        .route("/health", get(info::health));
-    let mut all = Router::new()
-        .nest("/v1", api.clone())
-        .nest("/api/v1", api)
-        .route("/health", get(info::health))
-        .route("/ready", get(info::ready))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/apply-template", post(tokens::apply_template))
-        .route("/props", get(slots::props))
-        .route("/slots", get(slots::slots));
-    if state.options.metrics {
-        all = all.route("/metrics", get(info::metrics));
-    }
-    all.fallback(not_found)
+    routes::routed(state.options.metrics)
+        .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(axum::middleware::from_fn_with_state(state.clone(), guard::guard))
@@ -69,7 +50,16 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
 }
 
 async fn not_found(uri: axum::http::Uri) -> ApiError {
-    let message = format!("There is nothing at {}; the API begins at /v1.", uri.path());
+    let (path, table) = (uri.path(), routes::table());
+    let paths: Vec<(String, &str)> =
+        table.iter().map(|route| (route.documented_path(), route.method)).collect();
+    let nearest = trefoil_scheduler::nearest(path, paths.iter().map(|(path, _)| path.as_str()));
+    let near = paths.iter().find(|(path, _)| Some(path.as_str()) == nearest);
+    let hint = match near {
+        Some((near, method)) => format!("did you mean {} {near}?", method.to_ascii_uppercase()),
+        None => "/openapi.json says what there is.".to_owned(),
+    };
+    let message = format!("There is nothing at {path}; {hint}");
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct ServerOptions {
     pub(crate) body_timeout: Duration,
     /// Silence after which a stream gets a sign of life.
     pub(crate) sse_ping: Duration,
+    /// Time between two pings over a WebSocket.
+    pub(crate) socket_ping: Duration,
     /// Time after which a stream's status is sent although it still waits.
     pub(crate) status_after: Duration,
     /// Are unknown fields refused?
@@ -53,6 +55,7 @@ impl Default for ServerOptions {
             max_n: 8,
             body_timeout: Duration::from_secs(30),
             sse_ping: Duration::from_secs(15),
+            socket_ping: Duration::from_secs(20),
             status_after: Duration::from_secs(10),
             strict_fields: false,
             shutdown_grace: Duration::from_secs(10),
