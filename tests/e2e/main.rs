@@ -6,6 +6,7 @@ mod cli_config;
 mod cli_errors;
 mod cli_generate;
 mod cli_gpu;
+mod cli_manual;
 mod cli_npu;
 mod cli_plan;
 mod cli_signals;

@@ -8,6 +8,7 @@ pub(crate) mod config;
 pub(crate) mod devices;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod man;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod prepare;
