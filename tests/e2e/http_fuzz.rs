@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trefoil_tests::mutation::{SplitMix64, damaged};
 
 use crate::support::server::Server;
@@ -20,13 +20,38 @@ fn damaged_bodies_are_answered() {
         "messages": [{"role": "system", "content": "s"},
             {"role": "user", "content": [{"type": "text", "text": "ü 世"}]}],
     });
+    let completion = json!({
+        "model": "demo", "prompt": ["a", "ü 世"], "max_tokens": 1, "n": 2, "best_of": 2, "echo": false,
+        "logprobs": 2, "stop": "a", "stream": false, "seed": 1,
+    });
+    let pieces = json!({"prompt": "ü 世", "add_special_tokens": true, "with_pieces": true});
+    let ids =
+        json!({"tokens": [1, 2, 3000], "note": "damage to this text changes nothing ".repeat(4)});
+    let bodies = [
+        ("/v1/chat/completions", &whole, 400),
+        ("/v1/completions", &completion, 200),
+        ("/tokenize", &pieces, 100),
+        ("/detokenize", &ids, 100),
+    ];
+    for (path, body, rounds) in bodies {
+        damage(&server, path, body, rounds);
+    }
+    server.chat(&whole).ok();
+    server.call("POST", "/v1/completions").json(&completion).send().ok();
+    assert_eq!(server.get("/health").status, 200);
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
+}
+
+/// Sends a body again and again, each time damaged in another way.
+fn damage(server: &Server, path: &str, whole: &Value, rounds: usize) {
     let original = whole.to_string().into_bytes();
     let mut rng = SplitMix64::new(20_261_121);
     let mut statuses = std::collections::BTreeMap::<u16, usize>::new();
-    for round in 0..400 {
+    for round in 0..rounds {
         let body = damaged(&original, &mut rng);
         let answer = server
-            .call("POST", "/v1/chat/completions")
+            .call("POST", path)
             .header("content-type", "application/json")
             .body(body.clone())
             .send();
@@ -42,11 +67,7 @@ fn damaged_bodies_are_answered() {
             status => panic!("round {round}: {status} {} for {shown}", answer.text()),
         }
     }
-    assert!(statuses.len() > 1, "some pass, some do not: {statuses:?}");
-    server.chat(&whole).ok();
-    assert_eq!(server.get("/health").status, 200);
-    assert!(!server.log().contains("panicked"), "{}", server.log());
-    assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
+    assert!(statuses.len() > 1, "{path}: some pass, some do not: {statuses:?}");
 }
 
 #[test]

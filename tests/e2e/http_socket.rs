@@ -223,3 +223,18 @@ fn clients_that_do_not_answer_are_left() {
     let Some([0x88, length, code @ ..]) = bytes.get(2 * pings..) else { panic!("{bytes:?}") };
     assert_eq!((usize::from(*length), &code[..2]), (code.len(), &1001_u16.to_be_bytes()[..]));
 }
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_stops_lets_running_answers_end() {
+    let mut server = Server::start(&[]);
+    let mut socket = connect(&server, &[]).expect("it opens");
+    socket.send(&chat("a", "Tell me a story about a lemon tree.", &json!({"max_tokens": 24})));
+    assert_eq!(socket.event()["event"], "chunk");
+    let id = server.child.id().to_string();
+    let killed = std::process::Command::new("kill").args(["-s", "TERM", &id]).status();
+    assert!(killed.expect("kill runs").success());
+    assert_eq!(until(&mut socket, "done"), json!({"id": "a", "event": "done"}));
+    let status = server.child.wait().expect("can be waited for");
+    assert_eq!(status.code(), Some(0), "{}", server.log());
+}

@@ -15,7 +15,7 @@ use super::common;
 use crate::cli::{PlacementArgs, ServeArgs};
 use crate::config::{Config, Engine, Server, id_of};
 use crate::exit::{Failure, Outcome, Status};
-use crate::http::{AppState, ServedModel, ServerOptions, serve};
+use crate::http::{AppState, ServedModel, ServerOptions, UnderWay, serve};
 use crate::signals::Signals;
 
 /// The server's options: flags, then the configuration.
@@ -183,6 +183,7 @@ pub(crate) fn run(args: &ServeArgs, config: &Config) -> Outcome {
         devices: backends.devices.clone(),
         metrics,
         started: Instant::now(),
+        sockets: UnderWay::default(),
     };
     state.describe_in_metrics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

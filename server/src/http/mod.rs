@@ -37,6 +37,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use error::ApiError;
 pub(crate) use id::seed as random_seed;
+pub(crate) use socket::UnderWay;
 pub(crate) use state::{AppState, ServedModel, ServerOptions};
 
 /// All routes.
@@ -81,14 +82,19 @@ pub(crate) async fn serve(
 ) -> std::io::Result<()> {
     let grace = state.options.shutdown_grace;
     let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-    let service = router(state).into_make_service();
+    let service = router(state.clone()).into_make_service();
     let server = axum::serve(listener, service).with_graceful_shutdown(async move {
         stop.await;
         // The receiver lives as long as the server does.
         let _ = stopping.send(true);
     });
     tokio::select! {
-        result = IntoFuture::into_future(server) => result,
+        result = async {
+            let result = IntoFuture::into_future(server).await;
+            // Sockets left the server when they were opened.
+            state.sockets.none().await;
+            result
+        } => result,
         () = async {
             // An error means that the sender is gone: then the server has ended by itself.
             if stopped.wait_for(|stop| *stop).await.is_err() {

@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -18,6 +18,7 @@ use futures_util::stream::SplitSink;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::error::ApiError;
@@ -56,9 +57,37 @@ impl Backlog {
     }
 }
 
+/// Requests under way over all sockets.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay(watch::Sender<usize>);
+
+impl UnderWay {
+    fn one(&self) -> Counted {
+        self.0.send_modify(|count| *count += 1);
+        Counted(self.0.clone())
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn none(&self) {
+        // An error would mean that the sender is gone: it is here.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// A request is under way until this is dropped: when its last frame was written.
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
 /// What is to be written.
 enum Out {
     Text(String),
+    /// The last frame of a request.
+    Last(String, Option<Counted>),
     Ping,
     Close(u16, &'static str),
 }
@@ -73,14 +102,14 @@ struct Writer {
 
 impl Writer {
     fn text(&self, value: &Value) {
-        let out = self.count(value.to_string());
         // A send fails when the connection is gone: then nobody wants it.
-        let _ = self.sender.send(out);
+        let _ = self.sender.send(Out::Text(self.count(value)));
     }
 
-    fn count(&self, text: String) -> Out {
+    fn count(&self, value: &Value) -> String {
+        let text = value.to_string();
         self.unsent.fetch_add(text.len(), Ordering::Relaxed);
-        Out::Text(text)
+        text
     }
 
     fn error(&self, id: &Value, error: &ApiError) {
@@ -225,15 +254,20 @@ impl Connection {
     fn start(&mut self, id: String, is_chat: bool, body: String) {
         let over = Arc::new(AtomicBool::new(false));
         let (ended, writer, name) = (over.clone(), self.writer.clone(), json!(id));
+        let counted = Mutex::new(Some(self.state.sockets.one()));
         let outlet = Outlet::new(self.writer.sender.clone(), move |frame| {
             let event = match frame {
                 Frame::Chunk(data) => json!({"id": name, "event": "chunk", "data": data}),
                 Frame::Done => json!({"id": name, "event": "done"}),
                 Frame::Failed(ref error) => error_event(&name, error),
             };
+            let text = writer.count(&event);
+            if event["event"] == "chunk" {
+                return Out::Text(text);
+            }
             // Before the client hears of it: it may use the id anew at once.
-            ended.store(event["event"] != "chunk", Ordering::Release);
-            writer.count(event.to_string())
+            ended.store(true, Ordering::Release);
+            Out::Last(text, counted.lock().ok().and_then(|mut counted| counted.take()))
         });
         let (state, writer, name) = (self.state.clone(), self.writer.clone(), json!(id));
         let work = outlet.run(move |outlet| async move {
@@ -306,19 +340,24 @@ async fn write(
     unsent: Arc<AtomicUsize>,
 ) {
     while let Some(out) = receiver.recv().await {
-        let (message, bytes, last) = match out {
-            Out::Text(text) => {
-                let bytes = text.len();
-                (Message::text(text), bytes, false)
-            }
-            Out::Ping => (Message::Ping(Vec::new().into()), 0, false),
+        let (text, _counted) = match out {
+            Out::Text(text) => (text, None),
+            Out::Last(text, counted) => (text, counted),
+            Out::Ping => match sink.send(Message::Ping(Vec::new().into())).await {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
             Out::Close(code, reason) => {
-                (Message::Close(Some(CloseFrame { code, reason: reason.into() })), 0, true)
+                let _ = sink
+                    .send(Message::Close(Some(CloseFrame { code, reason: reason.into() })))
+                    .await;
+                return;
             }
         };
-        let sent = sink.send(message).await;
+        let bytes = text.len();
+        let sent = sink.send(Message::text(text)).await;
         unsent.fetch_sub(bytes, Ordering::Relaxed);
-        if sent.is_err() || last {
+        if sent.is_err() {
             return;
         }
     }

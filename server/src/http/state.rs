@@ -11,6 +11,8 @@ use trefoil_graph::Origin;
 use trefoil_scheduler::Plan;
 use trefoil_telemetry::{Metrics, resident_memory};
 
+use super::socket::UnderWay;
+
 /// How the server behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerOptions {
@@ -200,6 +202,8 @@ pub(crate) struct AppState {
     pub(crate) devices: Vec<Arc<dyn Device>>,
     pub(crate) metrics: Metrics,
     pub(crate) started: Instant,
+    /// What goes on over WebSockets.
+    pub(crate) sockets: UnderWay,
 }
 
 impl AppState {
