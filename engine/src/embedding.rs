@@ -75,32 +75,70 @@ impl Drop for Embedder {
     }
 }
 
+/// Rows of a step above which more texts make it no faster for each.
+const MOST_ROWS: usize = 512;
+
 fn work(mut runner: Runner, receiver: &Receiver<Job>) {
     for Job { texts, mut sink } in receiver {
-        for text in texts {
-            let mut sequence = runner.begin(runner.context());
-            let embedding = || embed(&mut runner, &mut sequence, &text);
-            let result = match catch_unwind(AssertUnwindSafe(embedding)) {
+        let mut rest = texts.as_slice();
+        while !rest.is_empty() {
+            let (texts, later) = rest.split_at(together(&runner, rest));
+            rest = later;
+            let context = runner.context();
+            let mut sequences: Vec<Sequence> =
+                texts.iter().map(|_| runner.begin(context)).collect();
+            let embeddings = || embed(&mut runner, &mut sequences, texts);
+            let result = match catch_unwind(AssertUnwindSafe(embeddings)) {
                 Ok(result) => result.map_err(EmbedError::from),
                 Err(_) => {
                     tracing::error!("an embedding panicked");
                     Err(EmbedError::Panicked)
                 }
             };
-            runner.end(sequence);
-            let failed = result.is_err();
-            if !sink(result) || failed {
+            sequences.into_iter().for_each(|sequence| runner.end(sequence));
+            let go_on = match result {
+                Ok(embeddings) => embeddings.into_iter().all(|embedding| sink(Ok(embedding))),
+                Err(error) => {
+                    sink(Err(error));
+                    false
+                }
+            };
+            if !go_on {
                 break;
             }
         }
     }
 }
 
-/// The embedding of one text.
-fn embed(runner: &mut Runner, sequence: &mut Sequence, text: &[u32]) -> Result<Vec<f32>, RunError> {
-    let mut embedding = Vec::new();
-    let keep = |_, row: &[f32]| embedding = row.to_vec();
+/// How many of the next texts share a step: one at least. Several only where a row comes out the same in
+/// steps of any size, so that an embedding does not depend on its neighbours.
+fn together(runner: &Runner, texts: &[Vec<u32>]) -> usize {
+    let kv = &runner.executor.kv;
+    let (mut rows, mut pages) = (MOST_ROWS.min(runner.rows_at_once()), kv.available_pages());
+    let fits = texts.iter().take_while(|text| {
+        let need = (text.len(), text.len().div_ceil(kv.layout().page_tokens));
+        let fits = need.0 <= rows && need.1 <= pages;
+        (rows, pages) = (rows.saturating_sub(need.0), pages.saturating_sub(need.1));
+        fits
+    });
+    if runner.has_steady_rows() { fits.count().max(1) } else { 1 }
+}
+
+/// The embeddings of texts, in one step.
+fn embed(
+    runner: &mut Runner,
+    sequences: &mut [Sequence],
+    texts: &[Vec<u32>],
+) -> Result<Vec<Vec<f32>>, RunError> {
+    let mut embeddings = Vec::with_capacity(texts.len());
+    let keep = |_, row: &[f32]| embeddings.push(row.to_vec());
     // One row comes out of a text, whatever its length.
-    runner.feed(sequence, text, Outputs::Last, keep)?;
-    Ok(embedding)
+    match (sequences, texts) {
+        ([sequence], [text]) => runner.feed(sequence, text, Outputs::Last, keep)?,
+        (sequences, texts) => {
+            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            runner.feed_texts(sequences, &texts, keep)?;
+        }
+    }
+    Ok(embeddings)
 }

@@ -93,6 +93,12 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print the manual as a man page
+    Man {
+        /// Folder to write a page of each command to, instead
+        #[arg(short, long, value_name = "FOLDER")]
+        output: Option<PathBuf>,
+    },
 }
 
 /// Where and how a model runs.

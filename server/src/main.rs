@@ -81,9 +81,11 @@ fn wants_json(command: &Command) -> bool {
         Command::Quantize(args) => args.json,
         Command::Bench(args) => args.json || args.wait,
         Command::Config(ConfigCommand::Show { json }) => *json,
-        Command::Chat(_) | Command::Serve(_) | Command::Config(_) | Command::Completions { .. } => {
-            false
-        }
+        Command::Chat(_)
+        | Command::Serve(_)
+        | Command::Config(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => false,
     }
 }
 
@@ -163,6 +165,7 @@ fn dispatch(command: Command, global: &Global, config: &Config) -> Outcome {
             let _ = std::io::Write::write_all(&mut std::io::stdout(), &out);
             Ok(())
         }
+        Command::Man { output } => commands::man::run(output.as_deref()),
     }
 }
 

@@ -1,8 +1,9 @@
 """What the official Python client makes of the server's answers.
 
 Run by the end-to-end tests, with JSON on standard input: url and keyed_url of two servers of the
-demo model (the second asks for key), prompt and reply (text of the greedy answer), ids of the
-models. The first server makes one reply at a time and has two places in its queue.
+demo model (the second asks for key), embeddings_url of a server of the encoder bert, prompt and reply
+(text of the greedy answer), ids (tokens of the prompt as the chat template writes it). The first server
+makes one reply at a time and has two places in its queue.
 """
 
 import json
@@ -85,6 +86,33 @@ def logprobs():
     assert joined == answer.choices[0].message.content
 
 
+def completions():
+    ask = dict(model="demo", temperature=0, prompt=facts["ids"], max_tokens=100)
+    answer = client.completions.create(**ask, logprobs=2)
+    choice = answer.choices[0]
+    assert answer.object == "text_completion" and choice.text == facts["reply"], choice
+    assert "".join(choice.logprobs.tokens) == facts["reply"]
+    assert choice.logprobs.text_offset[0] == 0
+    chunks = list(client.completions.create(**ask, stream=True))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == facts["reply"]
+    two = client.completions.create(model="demo", prompt=["a", "b"], echo=True, max_tokens=1)
+    assert [c.text[0] for c in two.choices] == ["a", "b"]
+    bad = openai.BadRequestError
+    suffix = lambda: client.completions.create(**ask, suffix="x")
+    expect(bad, "unsupported_value", "suffix", suffix)
+
+
+def embeddings():
+    encoder = client.with_options(base_url=facts["embeddings_url"])
+    texts = ["a lemon tree", "a fast car"]
+    # By default the client asks for base64 and makes numbers of it.
+    made = encoder.embeddings.create(model="bert", input=texts)
+    plain = encoder.embeddings.create(model="bert", input=texts, encoding_format="float")
+    for one, other in zip(made.data, plain.data, strict=True):
+        pairs = zip(one.embedding, other.embedding, strict=True)
+        assert all(abs(a - b) < 1e-6 for a, b in pairs)
+
+
 def models():
     listed = [model.id for model in client.models.list()]
     assert listed == ["demo"], listed
@@ -137,6 +165,6 @@ def busy():
     create(max_tokens=1)
 
 
-for test in (chat, streaming, logprobs, models, errors, busy):
+for test in (chat, streaming, logprobs, completions, embeddings, models, errors, busy):
     test()
     print(f"{test.__name__}: ok")

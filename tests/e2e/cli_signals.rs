@@ -56,6 +56,7 @@ fn a_closed_pipe_is_no_failure() {
         &["plan", "demo", "--json"],
         &["tokenize", "demo", "hello"],
         &["completions", "bash"],
+        &["man"],
         &["logits", "demo", "-p", "a b", "--top", "2"],
         &["--help"],
     ] {

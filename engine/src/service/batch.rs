@@ -116,7 +116,7 @@ impl Turns {
         }
         self.read();
         self.decode();
-        self.load.set(self.running(), &self.runner.executor.kv);
+        self.note();
         true
     }
 
@@ -127,6 +127,12 @@ impl Turns {
             meters.recorded(self.runner.executor.take_finished());
             self.observed = Instant::now();
         }
+    }
+
+    /// Tells of what is under way now.
+    fn note(&self) {
+        self.load.set(self.running(), &self.runner.executor.kv);
+        self.load.set_decoded(self.seats.iter().map(|seat| seat.reply.generated()));
     }
 
     pub(super) fn running(&self) -> usize {
@@ -202,7 +208,7 @@ impl Turns {
             meters.done(&result, course);
         }
         // Whoever hears of the end finds its pages returned.
-        self.load.set(self.running(), &self.runner.executor.kv);
+        self.note();
         group.tell(choice, Update::Done(result));
     }
 

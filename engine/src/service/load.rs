@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::kv::{KvPool, PageCounts};
 
 /// Replies under way and pages of the KV cache. Written by the service's thread after every turn.
@@ -12,6 +14,7 @@ pub struct Load {
     cached: AtomicUsize,
     free: AtomicUsize,
     evicted: AtomicU64,
+    decoded: Mutex<Vec<usize>>,
 }
 
 impl Load {
@@ -32,6 +35,17 @@ impl Load {
     /// Cached pages that were given away so far.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Tokens made so far by each reply that has a sequence, the longest under way first.
+    pub fn decoded(&self) -> Vec<usize> {
+        self.decoded.lock().clone()
+    }
+
+    pub(super) fn set_decoded(&self, tokens: impl Iterator<Item = usize>) {
+        let mut decoded = self.decoded.lock();
+        decoded.clear();
+        decoded.extend(tokens);
     }
 
     pub(super) fn set(&self, running: usize, kv: &KvPool) {

@@ -149,6 +149,7 @@ impl Default for ServiceOptions {
 pub struct Service {
     queue: Arc<Queue>,
     load: Arc<Load>,
+    sequences: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -164,12 +165,13 @@ impl Service {
     ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::new(options.queue, options.queue_timeout));
         let load: Arc<Load> = Arc::default();
+        let sequences = options.sequences;
         let batcher = Batcher::new(runner, text, queue.clone(), load.clone(), options);
         let thread = std::thread::Builder::new()
             .name("trefoil-engine".to_owned())
             // What one thread alone uses is made there.
             .spawn(move || batcher.start().work())?;
-        Ok(Self { queue, load, thread: Some(thread) })
+        Ok(Self { queue, load, sequences, thread: Some(thread) })
     }
 
     /// Queues a request. `sink` is called on the service's thread, and must not wait.
@@ -191,6 +193,11 @@ impl Service {
     /// What is under way, and the pages of the KV cache.
     pub fn load(&self) -> &Load {
         &self.load
+    }
+
+    /// Sequences that run together.
+    pub fn sequences(&self) -> usize {
+        self.sequences
     }
 
     /// Places in the queue.

@@ -9,6 +9,7 @@ pub(crate) mod devices;
 mod form;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod man;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod prepare;

@@ -34,13 +34,16 @@ fn options(args: &ServeArgs, config: &Server) -> Result<ServerOptions, Failure> 
     let list = |flags: &[String], config: &[String]| {
         if flags.is_empty() { config.to_vec() } else { flags.to_vec() }
     };
+    let sse_ping = args.sse_ping.map_or(config.sse_ping.duration(), Duration::from_secs_f64);
     Ok(ServerOptions {
         host,
         api_key,
         allowed_hosts: list(&args.allowed_hosts, &config.allowed_hosts),
         allowed_origins: list(&args.allowed_origins, &config.allowed_origins),
         max_body: usize::try_from(config.max_body.0.0).unwrap_or(usize::MAX),
-        sse_ping: args.sse_ping.map_or(config.sse_ping.duration(), Duration::from_secs_f64),
+        sse_ping,
+        // Sockets hear of the server a little less often: each ping is answered.
+        socket_ping: sse_ping.mul_f64(4.0 / 3.0),
         strict_fields: args.strict_fields || config.strict_fields,
         shutdown_grace: config.shutdown_grace.duration(),
         request_timeout: limit(config.request_timeout),

@@ -18,9 +18,10 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(model: &ServedModel) -> Self {
+    /// An answer of `model`'s, now; its id begins with `prefix`.
+    pub(crate) fn new(model: &ServedModel, prefix: &str) -> Self {
         Self {
-            id: super::id::new("chatcmpl-"),
+            id: super::id::new(prefix),
             created: super::id::unix_time(),
             model: model.id.clone(),
             fingerprint: model.fingerprint.clone(),
@@ -73,11 +74,10 @@ pub(crate) fn logprobs(tokenizer: &Tokenizer, token: &TokenLogprobs) -> Value {
     value
 }
 
-/// Token counts over all replies to one prompt, which counts once; `thought` of them are reasoning.
-pub(crate) fn usage(summaries: &[Summary], thought: usize) -> Value {
-    let prompt = summaries.first().map_or(0, |summary| summary.prompt_tokens);
-    let cached = summaries.first().map_or(0, |summary| summary.cached_tokens);
-    let completion: usize = summaries.iter().map(|summary| summary.generated_tokens).sum();
+/// Token counts over all replies to each prompt, which counts once; `thought` of them are reasoning.
+pub(crate) fn usage(prompts: &[Vec<Summary>], thought: usize) -> Value {
+    let (prompt, cached) = read(prompts);
+    let completion: usize = prompts.iter().flatten().map(|s| s.generated_tokens).sum();
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -87,15 +87,22 @@ pub(crate) fn usage(summaries: &[Summary], thought: usize) -> Value {
     })
 }
 
-/// Times in llama.cpp's layout. `prompt_n` are the tokens that were read, once for all replies;
-/// `cache_n` those that were there. Replies are made side by side: the longest one's time counts.
-pub(crate) fn timings(summaries: &[Summary]) -> Value {
-    let first = summaries.first();
-    let cached = first.map_or(0, |summary| summary.cached_tokens);
-    let prompt = first.map_or(0, |summary| summary.prompt_tokens) - cached;
-    let prefill = first.map_or(Duration::ZERO, |summary| summary.prefill);
-    let generated: usize = summaries.iter().map(|s| s.generated_tokens).sum();
-    let decode = summaries.iter().map(|s| s.decode).max().unwrap_or_default();
+/// Tokens of all prompts, and those of them that were there.
+fn read(prompts: &[Vec<Summary>]) -> (usize, usize) {
+    let first = || prompts.iter().filter_map(|replies| replies.first());
+    (first().map(|s| s.prompt_tokens).sum(), first().map(|s| s.cached_tokens).sum())
+}
+
+/// Times in llama.cpp's layout. `prompt_n` are the tokens that were read, once for all replies to a
+/// prompt; `cache_n` those that were there. Prompts are read one after another, so that their times add
+/// up; replies are made side by side: the longest one's time counts.
+pub(crate) fn timings(prompts: &[Vec<Summary>]) -> Value {
+    let (prompt, cached) = read(prompts);
+    let prompt = prompt - cached;
+    let prefill: Duration = prompts.iter().filter_map(|p| p.first()).map(|s| s.prefill).sum();
+    let replies = || prompts.iter().flatten();
+    let generated: usize = replies().map(|s| s.generated_tokens).sum();
+    let decode = replies().map(|s| s.decode).max().unwrap_or_default();
     let rate = |count: usize, time: Duration| count as f64 / time.as_secs_f64().max(1e-9);
     json!({
         "cache_n": cached,
@@ -111,16 +118,17 @@ pub(crate) fn timings(summaries: &[Summary]) -> Value {
 /// What ran where, and what a client needs to repeat the answer.
 pub(crate) fn trefoil(
     model: &ServedModel,
-    summaries: &[Summary],
+    prompts: &[Vec<Summary>],
     queued: Duration,
     seed: i64,
 ) -> Value {
+    let first = prompts.first().and_then(|replies| replies.first());
     json!({
         "plan_versions": [1],
         "prefill_devices": model.prefill_devices,
         "decode_devices": model.decode_devices,
         "queue_ms": queued.as_secs_f64() * 1e3,
         "seed": seed,
-        "stop_reason": summaries.first().map_or(Value::Null, |s| stop_reason(&s.finish)),
+        "stop_reason": first.map_or(Value::Null, |s| stop_reason(&s.finish)),
     })
 }

@@ -1,53 +1,29 @@
 //! POST /v1/chat/completions.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use trefoil_engine::generate::{Cancel, Event, GenerateError, Request, Summary};
+use trefoil_engine::generate::Request;
 use trefoil_engine::grammar::Grammar;
-use trefoil_engine::runner::RunError;
-use trefoil_engine::service::{Order, ServiceError, SubmitError, Update};
+use trefoil_engine::service::Order;
 use trefoil_engine::text::TemplateError;
 use trefoil_engine::text::sampling::SamplingParams;
 use trefoil_engine::text::thinking::Thinking;
 
 use super::answer::{self, Head};
+use super::body::{find, name_ignored, read_body};
 use super::chat_reply::{Reply, deltas};
 use super::chat_request::ChatRequest;
 use super::error::ApiError;
 use super::format::{self, Format};
-use super::info::unknown_model;
+use super::outlet::{Frame, Outlet};
 use super::parts::Finder;
+use super::replies::{Part, Replies, count_rejected, not_generative};
 use super::sse;
 use super::state::{AppState, ServedModel};
-
-/// Updates of the reply with this number.
-pub(super) type Tagged = (u32, Update);
-
-/// Reads a body within the limits of size and time.
-pub(super) async fn read_body(state: &AppState, body: Body) -> Result<Bytes, ApiError> {
-    let most = state.options.max_body;
-    let reading = axum::body::to_bytes(body, most);
-    match tokio::time::timeout(state.options.body_timeout, reading).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(_)) => Err(ApiError::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "request_too_large",
-            format!("The body must be at most {most} bytes, and arrive whole."),
-        )),
-        Err(_) => Err(ApiError::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
-            format!("The body was not in within {:?}.", state.options.body_timeout),
-        )),
-    }
-}
 
 /// A request on its way: its prompt, and what is the same for all its replies.
 pub(super) struct Job {
@@ -62,25 +38,29 @@ pub(super) struct Job {
 }
 
 impl Job {
-    fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
+    /// A job of a chat's body, ready to be queued.
+    async fn read(state: &AppState, body: &[u8]) -> Result<Self, ApiError> {
         let options = &state.options;
-        Self::new(state, ChatRequest::read(body, options.max_n, options.strict_fields)?)
+        let read = async {
+            let request = ChatRequest::read(body, options.max_n, options.strict_fields)?;
+            Self::new(state, request).await
+        };
+        read.await.inspect_err(|error| count_rejected(state, error))
     }
 
-    pub(super) fn new(state: &AppState, request: ChatRequest) -> Result<Self, ApiError> {
+    /// A job of a checked request, with what its replies follow compiled.
+    pub(super) async fn new(state: &AppState, request: ChatRequest) -> Result<Self, ApiError> {
         let model = find(state, &request.model)?;
+        let mut job = Self::prepared(model, request)?;
+        job.compile(model).await?;
+        Ok(job)
+    }
+
+    fn prepared(model: &ServedModel, request: ChatRequest) -> Result<Self, ApiError> {
         if !model.generative {
-            return Err(cannot_chat(model));
+            return Err(not_generative(model));
         }
-        let rendered = model
-            .text
-            .render_with_tools(
-                &request.messages,
-                request.tools.list().as_ref(),
-                Some(&request.template_variables),
-            )
-            .map_err(|error| template_error(&error))?;
-        let prompt = model.text.encode_rendered(&rendered);
+        let (rendered, prompt) = prompt(model, &request)?;
         let completion = request.max_tokens.unwrap_or(1);
         if prompt.is_empty() {
             let message = "The messages make an empty prompt with this model's template.";
@@ -110,7 +90,7 @@ impl Job {
     }
 
     /// Compiles what the replies follow, if they follow anything.
-    pub(super) async fn compile(&mut self, model: &ServedModel) -> Result<(), ApiError> {
+    async fn compile(&mut self, model: &ServedModel) -> Result<(), ApiError> {
         let Format { source, field, .. } = &self.request.format;
         let tools = &self.request.tools;
         // What the text must be counts unless there must be calls instead.
@@ -124,14 +104,12 @@ impl Job {
         Ok(())
     }
 
-    /// Queues the request; the updates of its replies come through the channel.
+    /// Queues the request.
     pub(super) fn submit(
         &self,
         state: &AppState,
         model: &ServedModel,
-    ) -> Result<Updates, ApiError> {
-        let service = model.service().ok_or_else(|| cannot_chat(model))?;
-        let (sender, receiver) = unbounded_channel();
+    ) -> Result<Replies, ApiError> {
         let order = Order {
             request: Request {
                 prompt: self.prompt.clone(),
@@ -150,87 +128,27 @@ impl Job {
             cache: self.request.cache_prompt,
             time_limit: state.options.request_timeout,
         };
-        let (id, mut left) = (model.id.clone(), self.request.n);
-        // A send fails when the client is gone: that cancels the generation.
-        let sink = Box::new(move |choice, update| {
-            left -= u32::from(matches!(update, Update::Done(_)));
-            let heard = sender.send((choice, update)).is_ok();
-            if left == 0 && !heard {
-                tracing::info!(model = id, status = 499, "the client left");
-            }
-            heard
-        });
-        let cancel = service.submit(order, sink).map_err(|error| match error {
-            SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
-            _ => ApiError::shutting_down(),
-        })?;
-        Ok(Updates { receiver, cancel })
+        Replies::submit(state, model, vec![order])
     }
 }
 
-/// The updates of a request's replies. Whoever stops listening cancels it, wherever it is.
-pub(super) struct Updates {
-    pub(super) receiver: UnboundedReceiver<Tagged>,
-    cancel: Cancel,
-}
-
-impl Drop for Updates {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
-}
-
-fn cannot_chat(model: &ServedModel) -> ApiError {
-    let message = format!("The model '{}' makes embeddings and cannot chat.", model.id);
-    ApiError::field("unsupported_value", "model", message)
-}
-
-pub(super) fn find<'a>(state: &'a AppState, name: &str) -> Result<&'a ServedModel, ApiError> {
-    state.model(name).ok_or_else(|| unknown_model(state, name))
+/// What a model reads of a request: its text, and the token ids.
+pub(crate) fn prompt(
+    model: &ServedModel,
+    request: &ChatRequest,
+) -> Result<(String, Vec<u32>), ApiError> {
+    let tools = request.tools.list();
+    let rendered = model
+        .text
+        .render_with_tools(&request.messages, tools.as_ref(), Some(&request.template_variables))
+        .map_err(|error| template_error(&error))?;
+    let prompt = model.text.encode_rendered(&rendered);
+    Ok((rendered, prompt))
 }
 
 fn template_error(error: &TemplateError) -> ApiError {
     let message = format!("The model's chat template does not take these messages: {error}");
     ApiError::field("invalid_value", "messages", message)
-}
-
-pub(super) fn service_error(error: &ServiceError) -> ApiError {
-    if let ServiceError::Generate(error) = error
-        && let GenerateError::Run(RunError::Execute(error)) = &**error
-    {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        return ApiError::new(status, "device_error", format!("A device failed: {error}."));
-    }
-    if let ServiceError::Generate(error) = error
-        && let GenerateError::Grammar(error) = &**error
-    {
-        return format::grammar_error(error, "response_format");
-    }
-    match error {
-        ServiceError::QueueTimeout(limit) => ApiError::queue_timeout(*limit),
-        ServiceError::Deadline(limit) => ApiError::deadline(*limit),
-        ServiceError::Stopped => ApiError::shutting_down(),
-        error => ApiError::internal(format!("The generation failed: {error}.")),
-    }
-}
-
-/// What is known of a request so far, for the end of the answer.
-struct Progress<'a> {
-    model: &'a ServedModel,
-    queued: Duration,
-    /// Of each reply that ended, by its number.
-    summaries: Vec<Option<Summary>>,
-}
-
-impl<'a> Progress<'a> {
-    fn new(model: &'a ServedModel, replies: u32) -> Self {
-        let (queued, summaries) = (Duration::ZERO, vec![None; replies as usize]);
-        Self { model, queued, summaries }
-    }
-
-    fn summaries(&self) -> Vec<Summary> {
-        self.summaries.iter().flatten().cloned().collect()
-    }
 }
 
 /// POST /v1/chat/completions
@@ -239,134 +157,88 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
-    let refused = |error: &ApiError| count_refused(&state, error);
-    let mut job = Job::read(&state, &body).inspect_err(refused)?;
+    let job = Job::read(&state, &body).await?;
     let model = find(&state, &job.request.model)?;
-    job.compile(model).await.inspect_err(refused)?;
-    let updates = job.submit(&state, model).inspect_err(refused)?;
-    let ignored = ignored_header(&job.request.ignored);
+    let replies = job.submit(&state, model)?;
+    let ignored = job.request.ignored.clone();
     let mut response = if job.request.stream {
-        stream(state.clone(), job, updates).await
+        stream(state.clone(), job, replies).await?
     } else {
-        whole(model, &job, updates).await?.into_response()
+        whole(model, &job, replies).await?.into_response()
     };
-    if let Some(ignored) = ignored {
-        response.headers_mut().insert("x-trefoil-ignored", ignored);
-    }
+    name_ignored(&mut response, &ignored);
     Ok(response)
-}
-
-/// Counts a request that was refused.
-pub(super) fn count_refused(state: &AppState, error: &ApiError) {
-    let reason = match error.code {
-        "context_length_exceeded" => "too_long",
-        "queue_full" => "queue_full",
-        _ if error.status.is_server_error() => return,
-        _ => "invalid",
-    };
-    state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
-}
-
-/// The names of ignored fields as a header's value: escaped where a header could not hold them, and
-/// cut where they are many.
-pub(super) fn ignored_header(names: &[String]) -> Option<HeaderValue> {
-    const MOST_BYTES: usize = 1024;
-    let mut text = String::new();
-    for name in names {
-        let name = name.escape_default().to_string();
-        if text.len() + name.len() > MOST_BYTES {
-            text.push_str(if text.is_empty() { "..." } else { ",..." });
-            break;
-        }
-        if !text.is_empty() {
-            text.push(',');
-        }
-        text.push_str(&name);
-    }
-    HeaderValue::from_str(&text).ok().filter(|value| !value.is_empty())
 }
 
 /// Waits for all replies and answers at once.
 async fn whole(
     model: &ServedModel,
     job: &Job,
-    mut updates: Updates,
+    mut replies: Replies,
 ) -> Result<axum::Json<Value>, ApiError> {
-    let mut progress = Progress::new(model, job.request.n);
-    let mut replies: Vec<Reply> =
-        (0..job.request.n).map(|_| Reply::new(job.finder(model))).collect();
-    let mut left = replies.len();
-    while left > 0 {
-        let Some((choice, update)) = updates.receiver.recv().await else {
-            return Err(ApiError::internal("The generation ended without a result."));
-        };
-        let reply = &mut replies[choice as usize];
-        match update {
-            Update::Started(queued) => progress.queued = queued,
-            Update::Event(Event::PromptRead(_)) => {}
-            Update::Event(Event::Token { id, text, logprobs }) => {
+    let mut grown: Vec<Reply> = (0..job.request.n).map(|_| Reply::new(job.finder(model))).collect();
+    while let Some((number, part)) = replies.next().await? {
+        let reply = &mut grown[number as usize];
+        match part {
+            Part::Token { id, text, logprobs } => {
                 reply.token(id, &text);
                 let logprobs = logprobs.map(|l| answer::logprobs(&model.text.tokenizer, &l));
                 reply.logprobs.extend(logprobs);
             }
-            Update::Event(Event::Text(text)) => reply.push(&text),
-            Update::Done(Ok(summary)) => {
+            Part::Text(text) => reply.push(&text),
+            Part::End(summary) => {
                 reply.end();
-                progress.summaries[choice as usize] = Some(summary.clone());
                 reply.summary = Some(summary);
-                left -= 1;
             }
-            Update::Done(Err(error)) => return Err(service_error(&error)),
         }
     }
-    let choices = replies.iter().enumerate().map(|(index, reply)| reply.choice(job, index));
-    let mut object = Head::new(model).object("chat.completion", Value::Array(choices.collect()));
-    let thought = replies.iter().map(Reply::reasoning_tokens).sum();
-    object["usage"] = answer::usage(&progress.summaries(), thought);
-    finish(&mut object, &progress, job);
+    let choices = grown.iter().enumerate().map(|(index, reply)| reply.choice(job, index));
+    let head = Head::new(model, "chatcmpl-");
+    let mut object = head.object("chat.completion", Value::Array(choices.collect()));
+    object["usage"] = replies.usage(grown.iter().map(Reply::reasoning_tokens).sum());
+    finish(&mut object, &replies, model, job);
     Ok(axum::Json(object))
 }
 
 /// What the last object of an answer carries.
-fn finish(object: &mut Value, progress: &Progress<'_>, job: &Job) {
-    let summaries = progress.summaries();
-    object["timings"] = answer::timings(&summaries);
-    object["trefoil"] = answer::trefoil(progress.model, &summaries, progress.queued, job.seed);
+fn finish(object: &mut Value, replies: &Replies, model: &ServedModel, job: &Job) {
+    replies.add_figures(object, model, job.seed);
     if let Some(metadata) = &job.request.metadata {
         object["metadata"] = metadata.clone();
     }
 }
 
 /// Answers with events. The status is sent when the request leaves the queue, or after a while.
-async fn stream(state: Arc<AppState>, job: Job, mut updates: Updates) -> Response {
-    let first = tokio::time::timeout(state.options.status_after, updates.receiver.recv()).await;
-    let first = match first {
-        Ok(Some((_, Update::Done(Err(error))))) => return service_error(&error).into_response(),
-        Ok(first) => first,
-        Err(_) => None,
-    };
-    let (sender, events) = unbounded_channel();
+async fn stream(
+    state: Arc<AppState>,
+    job: Job,
+    mut replies: Replies,
+) -> Result<Response, ApiError> {
+    replies.admitted(state.options.status_after).await?;
     let ping = state.options.sse_ping;
-    tokio::spawn(async move {
-        if let Err(error) = pump(&state, &job, first, updates, &sender).await {
-            // The status went out long ago: the error is an event, and nothing follows it.
-            let _ = sender.send(sse::event(&error.body()));
-        }
-    });
-    sse::response(events, ping)
+    Ok(sse::answer(ping, move |outlet| async move { pump(&state, &job, replies, &outlet).await }))
 }
 
-/// Turns updates into events until all replies are done or the client is gone.
-async fn pump(
+/// Answers a body that streams, for a socket.
+pub(super) async fn streamed<T>(
+    state: &AppState,
+    body: &[u8],
+    outlet: &Outlet<T>,
+) -> Result<(), ApiError> {
+    let job = Job::read(state, body).await?;
+    let replies = job.submit(state, find(state, &job.request.model)?)?;
+    pump(state, &job, replies, outlet).await
+}
+
+/// Turns what comes of the replies into frames until all are done or the client is gone.
+async fn pump<T>(
     state: &AppState,
     job: &Job,
-    first: Option<Tagged>,
-    mut updates: Updates,
-    sender: &sse::Sender,
+    mut replies: Replies,
+    outlet: &Outlet<T>,
 ) -> Result<(), ApiError> {
     let model = find(state, &job.request.model)?;
-    let mut progress = Progress::new(model, job.request.n);
-    let head = Head::new(model);
+    let head = Head::new(model, "chatcmpl-");
     let usage_later = job.request.include_usage;
     let chunk = |choices: Value| {
         let mut object = head.object("chat.completion.chunk", choices);
@@ -375,8 +247,6 @@ async fn pump(
         }
         object
     };
-    // A send fails when the client is gone; dropping the receiver then cancels the generation.
-    let send = |object: &Value| sender.send(sse::event(object)).is_ok();
     let delta = |index: u32, delta: Value, logprobs: Value| {
         chunk(json!([{
             "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null,
@@ -384,32 +254,15 @@ async fn pump(
     };
     for index in 0..job.request.n {
         let opening = json!({"role": "assistant", "content": ""});
-        if !send(&delta(index, opening, Value::Null)) {
+        if !outlet.send(Frame::Chunk(delta(index, opening, Value::Null))) {
             return Ok(());
         }
     }
     let mut finders: Vec<Finder> = (0..job.request.n).map(|_| job.finder(model)).collect();
-    let mut left = job.request.n;
-    let mut next = first;
-    while left > 0 {
-        let update = match next.take() {
-            Some(update) => Some(update),
-            None => tokio::select! {
-                update = updates.receiver.recv() => update,
-                () = sender.closed() => return Ok(()),
-            },
-        };
-        let Some((index, update)) = update else {
-            return Err(ApiError::internal("The generation ended without a result."));
-        };
+    while let Some((index, part)) = outlet.unless_closed(replies.next()).await? {
         let finder = &mut finders[index as usize];
-        let objects = match update {
-            Update::Started(queued) => {
-                progress.queued = queued;
-                continue;
-            }
-            Update::Event(Event::PromptRead(_)) => continue,
-            Update::Event(Event::Token { id, text, logprobs }) => {
+        let objects = match part {
+            Part::Token { id, text, logprobs } => {
                 let list = logprobs
                     .map(|l| json!({"content": [answer::logprobs(&model.text.tokenizer, &l)]}));
                 finder.count();
@@ -425,12 +278,11 @@ async fn pump(
                 }
                 objects
             }
-            Update::Event(Event::Text(text)) => {
+            Part::Text(text) => {
                 let parts = deltas(&finder.push(&text)).into_iter();
                 parts.map(|part| delta(index, part, Value::Null)).collect()
             }
-            Update::Done(Ok(summary)) => {
-                left -= 1;
+            Part::End(summary) => {
                 let rest = deltas(&finder.finish()).into_iter();
                 let mut objects: Vec<Value> =
                     rest.map(|part| delta(index, part, Value::Null)).collect();
@@ -439,27 +291,23 @@ async fn pump(
                     true => "tool_calls",
                     false => answer::finish_reason(&summary.finish),
                 };
-                progress.summaries[index as usize] = Some(summary);
                 object["choices"][0]["finish_reason"] = json!(reason);
-                if left == 0 && !usage_later {
-                    finish(&mut object, &progress, job);
+                if replies.are_done() && !usage_later {
+                    finish(&mut object, &replies, model, job);
                 }
                 objects.push(object);
                 objects
             }
-            Update::Done(Err(error)) => return Err(service_error(&error)),
         };
-        if !objects.iter().all(&send) {
+        if !objects.into_iter().all(|object| outlet.send(Frame::Chunk(object))) {
             return Ok(());
         }
     }
-    if usage_later {
+    if usage_later && replies.are_done() {
         let mut object = chunk(json!([]));
-        let thought = finders.iter().map(|finder| finder.reasoning_tokens).sum();
-        object["usage"] = answer::usage(&progress.summaries(), thought);
-        finish(&mut object, &progress, job);
-        send(&object);
+        object["usage"] = replies.usage(finders.iter().map(|f| f.reasoning_tokens).sum());
+        finish(&mut object, &replies, model, job);
+        outlet.send(Frame::Chunk(object));
     }
-    let _ = sender.send(sse::DONE);
     Ok(())
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, element};
 use super::format::{self, Format};
+use super::request_fields;
 use super::tools::{self, Layout, Tools};
 use crate::sampling::Overrides;
 
@@ -70,23 +71,20 @@ const REFUSED: [&str; 14] = [
 ];
 
 pub(super) const MOST_MESSAGES: usize = 2048;
-const MOST_STOPS: usize = 16;
-const MOST_STOP_BYTES: usize = 256;
-const MOST_BIASES: usize = 1024;
 const MOST_METADATA: usize = 16;
 
 impl ChatRequest {
     /// Reads and checks a body. `vocabulary` bounds token ids once the model is known.
     pub(crate) fn read(body: &[u8], most_choices: u32, strict: bool) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let model = model(&mut fields)?;
+        let model = request_fields::model(&mut fields)?;
         let messages = messages(&mut fields)?;
-        let max_tokens = max_tokens(&mut fields)?;
-        let sampling = overrides(&mut fields)?;
-        let stop = stops(&mut fields)?;
+        let max_tokens = request_fields::max_tokens(&mut fields)?;
+        let sampling = request_fields::overrides(&mut fields)?;
+        let stop = request_fields::stops(&mut fields)?;
         let n = fields.integer("n", 1..=i64::from(most_choices))?.unwrap_or(1) as u32;
         let stream = fields.bool("stream")?.unwrap_or(false);
-        let include_usage = stream_options(&mut fields, stream)?;
+        let include_usage = request_fields::stream_options(&mut fields, stream)?;
         let logprobs = logprobs(&mut fields)?;
         let format = format::read(&mut fields)?;
         let tools = tools::read(&mut fields, Layout::Chat)?;
@@ -99,16 +97,7 @@ impl ChatRequest {
         let return_tokens = fields.bool("return_tokens")?.unwrap_or(false);
         let priority = fields.integer("priority", -10..=10)?.unwrap_or(0) as i32;
         let cache_prompt = fields.bool("cache_prompt")?.unwrap_or(true);
-        for field in NO_EFFECT {
-            fields.take(field);
-        }
-        for field in REFUSED {
-            if fields.take(field).is_some() {
-                return Err(ApiError::unsupported(field));
-            }
-        }
-        let mut ignored = fields.unknown();
-        refuse_unknown(&ignored, strict)?;
+        let mut ignored = request_fields::rest(&mut fields, &NO_EFFECT, &REFUSED, strict)?;
         ignored.extend(format.ignored.iter().chain(&tools.ignored).cloned());
         Ok(Self {
             model,
@@ -132,27 +121,6 @@ impl ChatRequest {
     }
 }
 
-/// The name of the model.
-pub(super) fn model(fields: &mut Fields) -> Result<String, ApiError> {
-    let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
-    if model.is_empty() || model.len() > 256 {
-        let got = format!("{} bytes", model.len());
-        return Err(fields.invalid("model", "1 to 256 bytes", &got));
-    }
-    Ok(model)
-}
-
-/// Refuses fields that are not known, if that is wanted.
-pub(super) fn refuse_unknown(unknown: &[String], strict: bool) -> Result<(), ApiError> {
-    match unknown.first() {
-        Some(first) if strict => {
-            let message = format!("The field '{first}' is not known; leave it out.");
-            Err(ApiError::field("unknown_parameter", first, message))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Variables of the template that the request sets.
 pub(super) fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     Ok(fields.object("chat_template_kwargs")?.map(Fields::rest).unwrap_or_default())
@@ -162,82 +130,6 @@ pub(super) fn template_variables(fields: &mut Fields) -> Result<Map<String, Valu
 pub(super) fn effort(variables: &mut Map<String, Value>, effort: &str) {
     variables.entry("enable_thinking").or_insert(json!(effort != "none"));
     variables.entry("reasoning_effort").or_insert(json!(effort));
-}
-
-fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
-    let new = fields.integer("max_completion_tokens", 1..=i64::MAX)?;
-    let old = fields.integer("max_tokens", 1..=i64::MAX)?;
-    match (new, old) {
-        (Some(a), Some(b)) if a != b => Err(fields.invalid(
-            "max_tokens",
-            &format!("the same as max_completion_tokens, {a}"),
-            &b.to_string(),
-        )),
-        (a, b) => Ok(a.or(b).map(|n| usize::try_from(n).unwrap_or(usize::MAX))),
-    }
-}
-
-pub(super) fn overrides(fields: &mut Fields) -> Result<Overrides, ApiError> {
-    let penalty = fields.number("repeat_penalty", f64::MIN_POSITIVE..=10.0)?;
-    let penalty_alias = fields.number("repetition_penalty", f64::MIN_POSITIVE..=10.0)?;
-    Ok(Overrides {
-        temperature: fields.number("temperature", 0.0..=2.0)?,
-        top_p: fields.number("top_p", 0.0..=1.0)?,
-        top_k: fields.integer("top_k", -1..=i64::from(u32::MAX))?,
-        min_p: fields.number("min_p", 0.0..=1.0)?,
-        typical_p: fields.number("typical_p", 0.0..=1.0)?,
-        repeat_penalty: penalty.or(penalty_alias),
-        repeat_last_n: fields.integer("repeat_last_n", -1..=i64::from(u32::MAX))?,
-        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?,
-        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?,
-        logit_bias: logit_bias(fields)?,
-        seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
-        min_tokens: fields.integer("min_tokens", 0..=i64::MAX)?.map(|n| n as usize),
-        ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
-    })
-}
-
-fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
-    let Some(biases) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
-    let biases = biases.rest();
-    if biases.len() > MOST_BIASES {
-        let got = biases.len().to_string();
-        return Err(fields.invalid("logit_bias", &format!("at most {MOST_BIASES} entries"), &got));
-    }
-    let expected = "token ids with numbers from -100 to 100";
-    let pairs = biases.into_iter().map(|(id, bias)| {
-        let pair = id.parse::<u32>().ok().zip(bias.as_f64());
-        match pair {
-            Some((id, bias)) if (-100.0..=100.0).contains(&bias) => Ok((id, bias as f32)),
-            _ => Err(fields.invalid("logit_bias", expected, &format!("{id:?}: {bias}"))),
-        }
-    });
-    pairs.collect()
-}
-
-fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let stops = fields.strings("stop")?.unwrap_or_default();
-    if stops.len() > MOST_STOPS {
-        let got = stops.len().to_string();
-        return Err(fields.invalid("stop", &format!("at most {MOST_STOPS} strings"), &got));
-    }
-    match stops.iter().find(|stop| stop.is_empty() || stop.len() > MOST_STOP_BYTES) {
-        Some(stop) => Err(fields.invalid(
-            "stop",
-            &format!("strings of 1 to {MOST_STOP_BYTES} bytes"),
-            &format!("one of {}", stop.len()),
-        )),
-        None => Ok(stops),
-    }
-}
-
-fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
-    let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
-    if !stream {
-        return Err(fields.invalid("stream_options", "'stream': true beside it", "none"));
-    }
-    options.take("include_obfuscation");
-    Ok(options.bool("include_usage")?.unwrap_or(false))
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {

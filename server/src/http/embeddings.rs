@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use trefoil_engine::embedding::EmbedError;
 use trefoil_engine::runner::RunError;
-use trefoil_engine::service::{Course, Ended, SubmitError};
+use trefoil_engine::service::{Course, Ended};
 
-use super::chat::{find, ignored_header, read_body};
+use super::body::{find, name_ignored, read_body};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::replies::{count_rejected, refused};
+use super::request_fields;
 use super::state::{AppState, ServedModel};
+use super::text_inputs::{Input, check_ids, inputs};
 
 /// Most texts of one request.
 const MOST_INPUTS: usize = 2048;
@@ -30,13 +33,6 @@ enum Encoding {
     Float,
     /// Little-endian numbers in single precision, as base64.
     Base64,
-}
-
-/// One text.
-#[derive(Debug, PartialEq)]
-enum Input {
-    Text(String),
-    Tokens(Vec<u32>),
 }
 
 /// A checked body.
@@ -53,22 +49,15 @@ impl EmbeddingRequest {
         let mut fields = Fields::parse(body)?;
         let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
         let input = fields.take("input").ok_or_else(|| fields.missing("input"))?;
-        let inputs = inputs(input)?;
+        let inputs = inputs("input", input, MOST_INPUTS)?;
+        refuse_empty(&inputs)?;
         let encoding = match fields.string("encoding_format")?.as_deref() {
             None | Some("float") => Encoding::Float,
             Some("base64") => Encoding::Base64,
             Some(other) => return Err(fields.invalid("encoding_format", "float or base64", other)),
         };
-        // No model here says that a part of its embeddings is one.
-        if fields.take("dimensions").is_some() {
-            return Err(ApiError::unsupported("dimensions"));
-        }
-        fields.take("user");
-        let ignored = fields.unknown();
-        if strict && let Some(first) = ignored.first() {
-            let message = format!("The field '{first}' is not known; leave it out.");
-            return Err(ApiError::field("unknown_parameter", first, message));
-        }
+        // No model here says that a part of its embeddings is one: `dimensions` is refused.
+        let ignored = request_fields::rest(&mut fields, &["user"], &["dimensions"], strict)?;
         Ok(Self { model, inputs, encoding, ignored })
     }
 }
@@ -77,49 +66,10 @@ fn invalid(code: &'static str, message: String) -> ApiError {
     ApiError::field(code, "input", message)
 }
 
-/// One text or several, as text or as token ids.
-fn inputs(value: Value) -> Result<Vec<Input>, ApiError> {
-    let mixed = || {
-        let message = "'input': expected a string, an array of strings, an array of token ids, or an \
-                       array of such arrays.";
-        invalid("invalid_type", message.to_owned())
-    };
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids = |list: &[Value]| list.iter().map(id).collect::<Option<Vec<u32>>>();
-    let inputs = match value {
-        Value::String(text) => vec![Input::Text(text)],
-        Value::Array(list) if list.first().is_some_and(Value::is_number) => {
-            vec![Input::Tokens(ids(&list).ok_or_else(mixed)?)]
-        }
-        Value::Array(list) => {
-            let one = |value: Value| match value {
-                Value::String(text) => Some(Input::Text(text)),
-                Value::Array(list) => ids(&list).map(Input::Tokens),
-                _ => None,
-            };
-            let kinds = list.iter().map(Value::is_string);
-            if kinds.clone().any(|text| text) && !kinds.clone().all(|text| text) {
-                return Err(mixed());
-            }
-            list.into_iter().map(one).collect::<Option<_>>().ok_or_else(mixed)?
-        }
-        _ => return Err(mixed()),
-    };
-    if !(1..=MOST_INPUTS).contains(&inputs.len()) {
-        let message = format!("'input': expected 1 to {MOST_INPUTS} texts, got {}.", inputs.len());
-        return Err(invalid("invalid_value", message));
-    }
-    let empty = |input: &Input| match input {
-        Input::Text(text) => text.is_empty(),
-        Input::Tokens(tokens) => tokens.is_empty(),
-    };
-    match inputs.iter().position(empty) {
-        Some(index) => Err(invalid(
-            "invalid_value",
-            format!("'input[{index}]': expected a text, got nothing."),
-        )),
-        None => Ok(inputs),
-    }
+fn refuse_empty(inputs: &[Input]) -> Result<(), ApiError> {
+    let Some(index) = inputs.iter().position(Input::is_empty) else { return Ok(()) };
+    let message = format!("'input[{index}]': expected a text, got nothing.");
+    Err(invalid("invalid_value", message))
 }
 
 /// The token ids of all texts.
@@ -138,13 +88,7 @@ fn tokens(model: &ServedModel, inputs: Vec<Input>) -> Result<Vec<Vec<u32>>, ApiE
             );
             return Err(invalid("context_length_exceeded", message));
         }
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= model.vocabulary) {
-            let message = format!(
-                "'input[{index}]': expected token ids below {}, got {id}.",
-                model.vocabulary
-            );
-            return Err(invalid("invalid_value", message));
-        }
+        check_ids(model, &format!("input[{index}]"), &tokens)?;
         Ok(tokens)
     };
     inputs.into_iter().enumerate().map(one).collect()
@@ -176,14 +120,7 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
-    let rejected = |error: &ApiError| {
-        let reason = match error.code {
-            "context_length_exceeded" => "too_long",
-            "queue_full" => "queue_full",
-            _ => "invalid",
-        };
-        state.metrics.requests_rejected_total.with_label_values(&[reason]).inc();
-    };
+    let rejected = |error: &ApiError| count_rejected(&state, error);
     let strict = state.options.strict_fields;
     let request = EmbeddingRequest::read(&body, strict).inspect_err(rejected)?;
     let model = find(&state, &request.model)?;
@@ -199,7 +136,7 @@ pub(crate) async fn create(
     let (sender, mut receiver) = unbounded_channel();
     // A send fails when the client is gone: that ends the work.
     let sink = Box::new(move |result| sender.send(result).is_ok());
-    embedder.submit(texts, sink).map_err(refused).inspect_err(rejected)?;
+    embedder.submit(texts, sink).map_err(|error| refused(&error)).inspect_err(rejected)?;
     let mut data = Vec::with_capacity(expected);
     while let Some(result) = receiver.recv().await {
         let embedding = result.map_err(|error| {
@@ -225,24 +162,8 @@ pub(crate) async fn create(
     let usage = json!({"prompt_tokens": counts, "total_tokens": counts});
     let object = json!({"object": "list", "data": data, "model": model.id, "usage": usage});
     let mut response = axum::Json(object).into_response();
-    if let Some(ignored) = ignored_header(&request.ignored) {
-        response.headers_mut().insert("x-trefoil-ignored", ignored);
-    }
+    name_ignored(&mut response, &request.ignored);
     Ok(response)
-}
-
-fn refused(error: SubmitError) -> ApiError {
-    match error {
-        SubmitError::QueueFull { capacity } => ApiError::queue_full(capacity),
-        _ => ApiError {
-            retry_after: Some(1),
-            ..ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "shutting_down",
-                "The server is shutting down.",
-            )
-        },
-    }
 }
 
 #[cfg(test)]

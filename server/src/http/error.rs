@@ -37,14 +37,24 @@ impl ApiError {
         Self::field("unsupported_parameter", param, message)
     }
 
-    /// The request holds more tokens than the model can.
+    /// The messages and the reply to them hold more tokens than the model can.
     pub(crate) fn context_length(context: usize, prompt: usize, completion: usize) -> Self {
+        Self::context_length_of("messages", context, prompt, completion)
+    }
+
+    /// What `field` brings and the reply to it hold more tokens than the model can.
+    pub(crate) fn context_length_of(
+        field: &str,
+        context: usize,
+        prompt: usize,
+        completion: usize,
+    ) -> Self {
         let message = format!(
             "This model's maximum context length is {context} tokens. However, you requested {} \
-             tokens ({prompt} in the messages, {completion} in the completion).",
-            prompt + completion
+             tokens ({prompt} in the {field}, {completion} in the completion).",
+            prompt.saturating_add(completion)
         );
-        Self::field("context_length_exceeded", "messages", message)
+        Self::field("context_length_exceeded", field, message)
     }
 
     pub(crate) fn queue_full(capacity: usize) -> Self {

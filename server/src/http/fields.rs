@@ -134,6 +134,11 @@ impl Fields {
         self.values.shift_remove(field).filter(|value| !value.is_null())
     }
 
+    /// Is the field there, and not null?
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.values.get(field).is_some_and(|value| !value.is_null())
+    }
+
     fn wrong_type(&self, field: &str, expected: &str, got: &Value) -> ApiError {
         let name = self.name(field);
         let message = format!("'{name}': expected {expected}, got {}.", describe(got));

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::error::ApiError;
+use super::routes::takes_body;
 use super::state::{AppState, ServerOptions};
 use crate::page;
 
@@ -90,6 +93,14 @@ fn same_secret(a: &[u8], b: &[u8]) -> bool {
     blake3::hash(a) == blake3::hash(b)
 }
 
+/// The key that a page put among the subprotocols of a WebSocket, where it can set no other header.
+fn protocol_key(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let lists = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut names = lists.filter_map(|list| list.to_str().ok()).flat_map(|list| list.split(','));
+    let key = names.find_map(|name| name.trim().strip_prefix("trefoil.key."))?;
+    URL_SAFE_NO_PAD.decode(key.trim_end_matches('=')).ok()
+}
+
 fn check_key(headers: &HeaderMap, path: &str, options: &ServerOptions) -> Result<(), ApiError> {
     let Some(key) = &options.api_key else { return Ok(()) };
     if matches!(path, "/health" | "/ready") || page::is_page(path) {
@@ -102,12 +113,19 @@ fn check_key(headers: &HeaderMap, path: &str, options: &ServerOptions) -> Result
     if given.is_some_and(|given| same_secret(given, key.as_bytes())) {
         return Ok(());
     }
+    if path.ends_with("/v1/stream")
+        && protocol_key(headers).is_some_and(|given| same_secret(&given, key.as_bytes()))
+    {
+        return Ok(());
+    }
     let message = "A valid key is needed: send it as 'Authorization: Bearer KEY'.";
     Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message))
 }
 
 fn check_content_type(request: &Request) -> Result<(), ApiError> {
-    if request.method() != Method::POST {
+    // Where a route takes no body, what is wrong is the method: the router says so.
+    let route = request.extensions().get::<MatchedPath>();
+    if request.method() != Method::POST || !route.is_some_and(|path| takes_body(path.as_str())) {
         return Ok(());
     }
     let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -167,7 +185,7 @@ pub(crate) async fn guard(
     let method = request.method().clone();
     let route = request
         .extensions()
-        .get::<axum::extract::MatchedPath>()
+        .get::<MatchedPath>()
         .map_or("other".to_owned(), |path| path.as_str().to_owned());
     let origin = request.headers().get(header::ORIGIN).cloned();
     let host = request.headers().get(header::HOST).cloned();

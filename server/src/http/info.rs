@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -40,8 +41,10 @@ pub(crate) async fn models(State(state): State<Arc<AppState>>) -> axum::Json<Val
 /// GET /v1/models/{id}
 pub(crate) async fn model(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<axum::Json<Value>, ApiError> {
+    // Percent signs may spell what is no text.
+    let Ok(Path(id)) = id else { return Err(unknown_model(&state, "\u{fffd}")) };
     match state.model(&id) {
         Some(model) => Ok(axum::Json(describe(model))),
         None => Err(unknown_model(&state, &id)),

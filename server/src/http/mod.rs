@@ -1,9 +1,13 @@
 //! The HTTP server: routes, limits, start and end.
 
 mod answer;
+mod body;
 mod chat;
 mod chat_reply;
 mod chat_request;
+mod completion_choice;
+mod completion_request;
+mod completions;
 mod embeddings;
 mod error;
 mod fields;
@@ -12,12 +16,22 @@ mod guard;
 mod id;
 mod info;
 mod inspect;
+mod openapi;
+mod outlet;
 mod parts;
+mod replies;
+mod request_fields;
 mod responses;
 mod responses_output;
 mod responses_request;
+mod routes;
+mod slots;
+mod socket;
+mod socket_message;
 mod sse;
 mod state;
+mod text_inputs;
+mod tokens;
 mod tools;
 
 use std::sync::Arc;
@@ -26,7 +40,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -37,28 +50,9 @@ pub(crate) use state::{AppState, ServedModel, ServerOptions};
 
 /// All routes.
 pub(crate) fn router(state: Arc<AppState>) -> Router {
-    let api = Router::new()
-        .route("/chat/completions", post(chat::create))
-        .route("/responses", post(responses::create))
-        .route("/embeddings", post(embeddings::create))
-        .route("/models", get(info::models))
-        .route("/models/{*id}", get(info::model))
-        .route("/health", get(info::health))
-        .route("/plan", get(inspect::plan).post(inspect::what_if))
-        .route("/policy", get(inspect::policy))
-        .route("/devices", get(inspect::devices))
-        .route("/system-info", get(inspect::system_info))
-        .route("/stats", get(inspect::stats));
-    let mut all = Router::new()
-        .nest("/v1", api.clone())
-        .nest("/api/v1", api)
-        .route("/health", get(info::health))
-        .route("/ready", get(info::ready))
-        .merge(page::routes());
-    if state.options.metrics {
-        all = all.route("/metrics", get(info::metrics));
-    }
-    all.fallback(not_found)
+    routes::routed(state.options.metrics)
+        .merge(page::routes())
+        .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(axum::middleware::from_fn_with_state(state.clone(), guard::guard))
@@ -66,7 +60,16 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
 }
 
 async fn not_found(uri: axum::http::Uri) -> ApiError {
-    let message = format!("There is nothing at {}; the API begins at /v1.", uri.path());
+    let (path, table) = (uri.path(), routes::table());
+    let paths: Vec<(String, &str)> =
+        table.iter().map(|route| (route.documented_path(), route.method)).collect();
+    let nearest = trefoil_scheduler::nearest(path, paths.iter().map(|(path, _)| path.as_str()));
+    let near = paths.iter().find(|(path, _)| Some(path.as_str()) == nearest);
+    let hint = match near {
+        Some((near, method)) => format!("did you mean {} {near}?", method.to_ascii_uppercase()),
+        None => "/openapi.json says what there is.".to_owned(),
+    };
+    let message = format!("There is nothing at {path}; {hint}");
     ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
 }
 
@@ -88,14 +91,19 @@ pub(crate) async fn serve(
 ) -> std::io::Result<()> {
     let grace = state.options.shutdown_grace;
     let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-    let service = router(state).into_make_service();
+    let service = router(state.clone()).into_make_service();
     let server = axum::serve(listener, service).with_graceful_shutdown(async move {
         stop.await;
         // The receiver lives as long as the server does.
         let _ = stopping.send(true);
     });
     tokio::select! {
-        result = IntoFuture::into_future(server) => result,
+        result = async {
+            let result = IntoFuture::into_future(server).await;
+            // Sockets left the server when they were opened.
+            state.sockets.none().await;
+            result
+        } => result,
         () = async {
             // An error means that the sender is gone: then the server has ended by itself.
             if stopped.wait_for(|stop| *stop).await.is_err() {

@@ -6,6 +6,7 @@ use super::chat_request::{self, ChatRequest};
 use super::error::ApiError;
 use super::fields::{Fields, element};
 use super::format::{self, Format};
+use super::request_fields;
 use super::tools::{self, Layout};
 
 /// A request that passed all checks.
@@ -47,7 +48,7 @@ impl ResponsesRequest {
     /// Reads and checks a body.
     pub(crate) fn read(body: &[u8], strict: bool) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let model = chat_request::model(&mut fields)?;
+        let model = request_fields::model(&mut fields)?;
         for field in REFUSED {
             if fields.take(field).is_some() {
                 return Err(ApiError::unsupported(field));
@@ -80,16 +81,12 @@ impl ResponsesRequest {
             }
             reasoning.take("summary");
         }
-        let sampling = chat_request::overrides(&mut fields)?;
+        let sampling = request_fields::overrides(&mut fields)?;
         let metadata = chat_request::metadata(&mut fields)?;
         let stream = fields.bool("stream")?.unwrap_or(false);
         let priority = fields.integer("priority", -10..=10)?.unwrap_or(0) as i32;
         let cache_prompt = fields.bool("cache_prompt")?.unwrap_or(true);
-        for field in NO_EFFECT {
-            fields.take(field);
-        }
-        let mut ignored = fields.unknown();
-        chat_request::refuse_unknown(&ignored, strict)?;
+        let mut ignored = request_fields::rest(&mut fields, &NO_EFFECT, &[], strict)?;
         ignored.extend(format.ignored.iter().chain(&tools.ignored).cloned());
         echo.insert("metadata".to_owned(), metadata.unwrap_or_else(|| json!({})));
         echo.insert("parallel_tool_calls".to_owned(), json!(tools.parallel()));

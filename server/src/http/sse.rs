@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use serde_json::Value;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, Sleep};
 
-/// What goes into the stream.
-pub(crate) type Sender = UnboundedSender<Bytes>;
+use super::error::ApiError;
+use super::outlet::{Frame, Outlet};
 
 /// One event.
 pub(crate) fn event(data: &Value) -> Bytes {
@@ -52,6 +53,25 @@ impl tokio_stream::Stream for Events {
         }
         Poll::Pending
     }
+}
+
+/// Answers with what `work` sends, then with how it ended.
+pub(crate) fn answer<F>(
+    ping: Duration,
+    work: impl FnOnce(Arc<Outlet<Bytes>>) -> F + Send + 'static,
+) -> Response
+where
+    F: Future<Output = Result<(), ApiError>> + Send + 'static,
+{
+    let (sender, events) = unbounded_channel();
+    let outlet = Outlet::new(sender, |frame| match frame {
+        Frame::Chunk(data) => event(&data),
+        Frame::Done => DONE,
+        // The status went out long ago: the error is an event, and nothing follows it.
+        Frame::Failed(error) => event(&error.body()),
+    });
+    tokio::spawn(outlet.run(work));
+    response(events, ping)
 }
 
 /// The response that carries the events of a channel.

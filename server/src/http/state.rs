@@ -21,6 +21,8 @@ use trefoil_telemetry::Metrics;
 use super::inspect::LastLook;
 use crate::config::Config;
 
+use super::socket::UnderWay;
+
 /// How the server behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerOptions {
@@ -40,6 +42,8 @@ pub(crate) struct ServerOptions {
     pub(crate) body_timeout: Duration,
     /// Silence after which a stream gets a sign of life.
     pub(crate) sse_ping: Duration,
+    /// Time between two pings over a WebSocket.
+    pub(crate) socket_ping: Duration,
     /// Time after which a stream's status is sent although it still waits.
     pub(crate) status_after: Duration,
     /// Are unknown fields refused?
@@ -63,6 +67,7 @@ impl Default for ServerOptions {
             max_n: 8,
             body_timeout: Duration::from_secs(30),
             sse_ping: Duration::from_secs(15),
+            socket_ping: Duration::from_secs(20),
             status_after: Duration::from_secs(10),
             strict_fields: false,
             shutdown_grace: Duration::from_secs(10),
@@ -267,6 +272,8 @@ pub(crate) struct AppState {
     /// Room to plan: for one at a time.
     pub(crate) planning: Arc<Semaphore>,
     pub(crate) started: Instant,
+    /// What goes on over WebSockets.
+    pub(crate) sockets: UnderWay,
 }
 
 impl AppState {
@@ -292,6 +299,7 @@ impl AppState {
             last_look: Mutex::new(LastLook::now(&backends.devices)),
             planning: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
+            sockets: UnderWay::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use trefoil_scheduler::policy::{Keys, Resolved};
 use trefoil_scheduler::profile::{Profile, shipped, shipped_names};
 
 use super::plan::{describe, document, extend};
-use crate::http::chat::{find, ignored_header, read_body};
+use crate::http::body::{find, name_ignored, read_body};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::state::{AppState, ServedModel};
@@ -120,7 +120,7 @@ pub(crate) async fn what_if(
 ) -> Result<Response, ApiError> {
     let body = read_body(&state, body).await?;
     let question = Question::read(&body, state.options.strict_fields)?;
-    let ignored = ignored_header(&question.ignored);
+    let ignored = question.ignored.clone();
     // Planning takes a processor for a while: one at a time.
     let turn = state.planning.clone().acquire_owned().await;
     let turn = turn.map_err(|_| ApiError::shutting_down())?;
@@ -130,9 +130,7 @@ pub(crate) async fn what_if(
     });
     let answer = answer.await.map_err(|_| ApiError::internal("Planning ended with a panic."))??;
     let mut response = axum::Json(answer).into_response();
-    if let Some(ignored) = ignored {
-        response.headers_mut().insert("x-trefoil-ignored", ignored);
-    }
+    name_ignored(&mut response, &ignored);
     Ok(response)
 }
 
