@@ -20,6 +20,15 @@ pub(super) struct ChatCompletionRequest {
     #[schema(minimum = 0, maximum = 20)]
     top_logprobs: Option<i64>,
     response_format: Option<ResponseFormat>,
+    /// The same as `response_format` with this schema.
+    json_schema: Option<Value>,
+    /// A grammar in GBNF that the reply follows.
+    grammar: Option<String>,
+    /// Functions that may be called, at most 128.
+    tools: Option<Vec<Value>>,
+    /// `none`, `auto`, `required`, or which function.
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     reasoning_effort: Option<String>,
     /// Variables for the chat template.
     chat_template_kwargs: Option<BTreeMap<String, Value>>,
@@ -69,12 +78,16 @@ enum Part {
 #[derive(Serialize, ToSchema)]
 struct ResponseFormat {
     r#type: FormatType,
+    /// Of the type `json_schema`: `name`, `schema`, `strict`.
+    json_schema: Option<Value>,
 }
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum FormatType {
     Text,
+    JsonObject,
+    JsonSchema,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -117,6 +130,8 @@ struct AssistantMessage {
     content: Option<String>,
     #[schema(required)]
     refusal: Option<String>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<Value>>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -187,6 +202,8 @@ struct ChunkChoice {
 struct Delta {
     role: Option<AssistantRole>,
     content: Option<String>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<Value>>,
 }
 
 /// A reply to a conversation.

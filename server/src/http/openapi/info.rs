@@ -66,8 +66,10 @@ pub(super) struct Health {
 struct LoadedModel {
     model_name: String,
     r#type: String,
-    /// Names of devices, with spaces between.
+    /// Kinds of devices, with spaces between.
     device: String,
+    /// Seconds since 1970.
+    last_use: u64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -114,7 +116,7 @@ pub(super) struct Slot {
 
 #[derive(Serialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct Which {
+pub(super) struct Which {
     /// Id or alias of a model that makes replies; the default one if absent.
     model: Option<String>,
 }

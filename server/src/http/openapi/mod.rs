@@ -9,6 +9,8 @@ mod chat;
 mod completions;
 mod embeddings;
 mod info;
+mod inspect;
+mod responses;
 mod shared;
 mod tokens;
 
@@ -35,6 +37,13 @@ use utoipa::openapi::{Components, Content, Ref, ResponseBuilder};
     paths(
         chat::create,
         completions::create,
+        responses::create,
+        inspect::plan,
+        inspect::what_if,
+        inspect::policy,
+        inspect::devices,
+        inspect::system_info,
+        inspect::stats,
         embeddings::create,
         info::stream,
         info::models,

@@ -167,12 +167,13 @@ enum ErrorType {
     Server,
 }
 
-/// `stop` at an end token or a stop text, `length` at a limit.
+/// `stop` at an end token or a stop text, `length` at a limit, `tool_calls` where functions are called.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum FinishReason {
     Stop,
     Length,
+    ToolCalls,
 }
 
 /// An event of a stream.
