@@ -4,7 +4,7 @@
 
 layout(local_size_x = 64) in;
 
-layout(buffer_reference, std430, buffer_reference_align = 4) volatile buffer Flag {
+layout(buffer_reference, std430, buffer_reference_align = 4) coherent volatile buffer Flag {
     uint stop;
     float unused;
 };
