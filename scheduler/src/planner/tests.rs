@@ -247,6 +247,7 @@ fn a_mixture_of_48_layers_on_four_devices_is_planned_quickly() {
         println!("{goal:?}: {took:?}, gap {gap:.5}, {:?}", planned.plan.reasons);
         // The card's memory is filled with a layer's experts at a time, which no bound foresees.
         assert!(gap <= 0.02, "{goal:?}: gap {gap}");
-        assert!(cfg!(debug_assertions) || took.as_millis() < 200, "{goal:?}: {took:?}");
+        // Twice the time of one placement: memory is tight here, and a second one is made.
+        assert!(cfg!(debug_assertions) || took.as_millis() < 600, "{goal:?}: {took:?}");
     }
 }
