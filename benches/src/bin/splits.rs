@@ -172,9 +172,6 @@ impl<'a> Bench<'a> {
             prompt: median(cases[0])? * cases[0].tokens_each() as f64,
             token: median(cases[1])?,
         };
-        if std::env::var_os("SPLITS_HOLDERS").is_some() {
-            println!("  {:?}", self.backends.memory.holders(self.domain));
-        }
         Ok((times, self.backends.memory.used(self.domain)))
     }
 

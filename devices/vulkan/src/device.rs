@@ -61,8 +61,6 @@ const EDGE: u32 = 16;
 const LOAD_QUEUE: usize = 1;
 /// Share of a card's memory that is used where the driver does not tell how much is free.
 const SHARE: f64 = 0.9;
-/// Share of the memory that the driver says is free: other programs take more, now and then.
-const FREE_SHARE: f64 = 0.97;
 /// Tokens of context that scratch memory is taken for; more take more when they are there.
 const USUAL_CONTEXT: u32 = 8192;
 /// Copies over the bus, before anything is measured: PCIe 4.0 x16, half of its 32 GB/s.
@@ -112,10 +110,9 @@ pub fn device(
     let context = Context::open(adapter, domain, options.fault.clone())?;
     let adapter = &context.adapter;
     let budget = (!shared).then(|| {
-        let part = |bytes: Bytes, share: f64| Bytes((bytes.0 as f64 * share) as u64);
-        let free = context.budget().map(|(budget, _)| part(budget, FREE_SHARE));
-        let usual = part(adapter.memory, SHARE);
-        options.memory_limit.or(free).unwrap_or(usual).min(adapter.memory)
+        let free = context.budget().map(|(budget, _)| budget);
+        let share = Bytes((adapter.memory.0 as f64 * SHARE) as u64);
+        options.memory_limit.or(free).unwrap_or(share).min(adapter.memory)
     });
     if let Some(budget) = budget {
         memory.set_budget(domain, budget);

@@ -262,7 +262,7 @@ fn measurements(
         let host = || host_memory().total.filter(|_| id == DomainId::HOST);
         // As the budgets have it where the system does not tell.
         let bytes = size.or_else(host).map_or(4 << 30, |bytes| bytes.0);
-        DomainFacts { name: id.to_string(), bytes, usable: if size.is_some() { 1.0 } else { 0.8 } }
+        DomainFacts { name: id.to_string(), bytes, usable: if size.is_some() { 0.97 } else { 0.8 } }
     });
     let measured = Measurements {
         domains: facts.collect(),

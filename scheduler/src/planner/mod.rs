@@ -10,8 +10,6 @@ mod request;
 mod splits;
 
 use trefoil_devices_api::Phase;
-use trefoil_graph::{LayerGraph, UnitId};
-use trefoil_telemetry::Bytes;
 
 pub use objective::{Goal, Weights, Workload};
 pub use request::{PlanRequest, PlannerError};
@@ -21,12 +19,11 @@ use crate::partition::{
     Assignment, Instance, Limits, PartitionError, Solution, contested, solve, solve_below,
 };
 use crate::plan::{Alternative, Plan};
-use crate::profile::{DomainProfile, Profile};
 use describe::describe;
 use explain::{Judge, simple};
 use objective::Prices;
+use problem::Tables;
 pub(crate) use problem::tensors;
-use problem::{Tables, tensor_room};
 use request::check;
 use splits::{Finder, Splits};
 
@@ -41,92 +38,9 @@ pub struct Planned {
     pub solution: Solution,
 }
 
-/// Most placements that are made to find how much room tensors between pieces take.
-const ROUNDS: usize = 2;
-
 /// Plans a model on a machine.
-///
-/// How much memory tensors between pieces take depends on the placement. The first is made with room for
-/// most; where memory is what limits it, others follow with the room that the one before turned out to
-/// take: because that is more, or because it leaves a unit's weights room. One that keeps to its room and
-/// gains more than predictions are good for is preferred.
 pub fn plan(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     check(request)?;
-    let mut request = request.clone();
-    let mut best: Option<Planned> = None;
-    let mut last = None;
-    for _ in 0..ROUNDS {
-        let planned = match attempt(&request) {
-            Ok(planned) => planned,
-            // More room for tensors may leave too little for all else.
-            Err(error) => return best.or(last).ok_or(error),
-        };
-        let rooms = rooms(&request, &planned);
-        let fits = rooms.iter().all(|room| room.needed <= room.kept + room.unused);
-        // Room that a unit's weights could use.
-        let least = smallest_unit(request.graph);
-        let tight = !contested(&planned.instance).is_empty();
-        let useful = tight && rooms.iter().any(|room| room.kept >= room.needed + Bytes(least));
-        let next = rooms.into_iter().map(|Room { domain, needed, kept, .. }| {
-            // What was too little once is so again.
-            (domain, if fits { needed } else { needed.max(kept) })
-        });
-        let next = next.collect();
-        let better = |best: &Planned| {
-            planned.solution.cost < best.solution.cost * (1.0 - request.simple_within)
-        };
-        if fits && best.as_ref().is_none_or(better) {
-            best = Some(planned);
-        } else {
-            last = Some(planned);
-        }
-        if fits && !useful {
-            break;
-        }
-        request.tensor_room = next;
-    }
-    Ok(best.or(last).expect("planned once at least"))
-}
-
-/// Bytes of the weights of the layers' smallest unit that has a matrix.
-fn smallest_unit(graph: &LayerGraph) -> u64 {
-    let layers = graph.units().iter().enumerate().filter(|(_, unit)| unit.layer.is_some());
-    let bytes = layers.map(|(index, _)| {
-        let nodes = graph.unit(UnitId(index)).nodes.iter();
-        let weights = nodes.flat_map(|&node| graph.node(node).op.weights());
-        weights.map(|weight| weight.len_bytes() as u64).sum::<u64>()
-    });
-    bytes.filter(|&bytes| bytes > 1 << 20).min().unwrap_or(0)
-}
-
-/// Memory of a domain for tensors between pieces.
-struct Room {
-    domain: String,
-    /// What a placement takes.
-    needed: Bytes,
-    /// What was kept for it.
-    kept: Bytes,
-    /// What nothing else takes.
-    unused: Bytes,
-}
-
-fn rooms(request: &PlanRequest<'_>, planned: &Planned) -> Vec<Room> {
-    let room = |(index, domain): (usize, &DomainProfile)| {
-        let of_plan = planned.plan.memory.iter();
-        let mut of_plan = of_plan.filter(|memory| memory.domain == Profile::domain_id(index));
-        // The budgets of domains come first, in their order.
-        let budget = planned.instance.budgets[index].bytes;
-        Room {
-            domain: domain.name.clone(),
-            needed: of_plan.next().map_or(Bytes(0), |memory| memory.activations),
-            kept: tensor_room(request, &domain.name),
-            unused: Bytes(budget.saturating_sub(planned.solution.memory[index])),
-        }
-    };
-    request.profile.domains.iter().enumerate().map(room).collect()
-}
-
-fn attempt(request: &PlanRequest<'_>) -> Result<Planned, PlannerError> {
     let kv_bytes = request.kv_element_bytes as f64;
     let uses = request.workload.uses(request.buckets, request.goal, kv_bytes);
     let tables = Tables::new(request, uses);

@@ -200,7 +200,7 @@ impl<'a> Tables<'a> {
 
     /// What each domain holds for models, then what each device with its own copies may take.
     fn budgets(&self, request: &PlanRequest<'_>) -> Vec<Budget> {
-        let own_use = PROGRAM_TENSORS * largest_tensor(request).0;
+        let room = working_room(request);
         let streaming_room = if self.stream.is_empty() { 0 } else { self.streaming_room() };
         let profile = request.profile;
         let domains = profile.domains.iter().map(|domain| {
@@ -210,9 +210,7 @@ impl<'a> Tables<'a> {
             let streams = own.filter(|device| self.streams_to(&device.name)).count() as u64;
             let gpus = self.devices.iter().filter(|device| device.domain == domain.name);
             let gpus = gpus.filter(|device| device.kind == ProcessorKind::Gpu).count() as u64;
-            let tensors = tensor_room(request, &domain.name).0;
-            let buffers = streams * streaming_room + gpus * unpacking_room(request).0;
-            let room = own_use + tensors + buffers;
+            let room = room.0 + streams * streaming_room + gpus * unpacking_room(request).0;
             let bytes = most.min(usable as u64).saturating_sub(request.reserve.0 + room);
             Budget { name: domain.name.clone(), bytes }
         });
@@ -303,24 +301,13 @@ fn join_phases(instance: &mut Instance) {
     }
 }
 
-/// Room for programs' own tensors, in tensors of the largest size: a layer at work takes between six and
-/// seven in the shapes of Llama and Qwen.
-const PROGRAM_TENSORS: u64 = 7;
-/// Room for tensors between pieces before a placement is known, in the same terms: more than most take.
-const MOST_TENSORS: u64 = 3;
-
-fn largest_tensor(request: &PlanRequest<'_>) -> Bytes {
+/// Memory for tensors between units and for programs' own use: ten of the largest tensors.
+fn working_room(request: &PlanRequest<'_>) -> Bytes {
     let graph = request.graph;
     let largest = |bucket: &trefoil_devices_api::Bucket| {
         graph.nodes().map(|node| bucket.tensor_bytes(graph, node) as u64).max().unwrap_or(0)
     };
-    Bytes(request.buckets.iter().map(largest).max().unwrap_or(0))
-}
-
-/// Memory of a domain that is kept for tensors between pieces.
-pub(super) fn tensor_room(request: &PlanRequest<'_>, domain: &str) -> Bytes {
-    let known = request.tensor_room.get(domain).copied();
-    known.unwrap_or_else(|| Bytes(MOST_TENSORS * largest_tensor(request).0))
+    Bytes(10 * request.buckets.iter().map(largest).max().unwrap_or(0))
 }
 
 /// Memory in which a GPU turns matrices into halves before it multiplies many rows with them: the largest

@@ -64,9 +64,6 @@ pub struct PlanRequest<'a> {
     pub simple_within: f64,
     /// How far to go for a proof.
     pub limits: Limits,
-    /// Bytes of each domain, by name, that are kept for tensors between pieces, where a placement tells
-    /// how much that is.
-    pub(super) tensor_room: BTreeMap<String, Bytes>,
 }
 
 impl<'a> PlanRequest<'a> {
@@ -102,7 +99,6 @@ impl<'a> PlanRequest<'a> {
             reserve: Bytes(0),
             simple_within: 0.01,
             limits: Limits::default(),
-            tensor_room: BTreeMap::new(),
         }
     }
 

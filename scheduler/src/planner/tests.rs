@@ -245,9 +245,7 @@ fn a_mixture_of_48_layers_on_four_devices_is_planned_quickly() {
         let (took, planned) = times.min_by_key(|(took, _)| *took).expect("three");
         let gap = planned.solution.gap();
         println!("{goal:?}: {took:?}, gap {gap:.5}, {:?}", planned.plan.reasons);
-        // The card's memory is filled with a layer's experts at a time, which no bound foresees.
-        assert!(gap <= 0.02, "{goal:?}: gap {gap}");
-        // Twice the time of one placement: memory is tight here, and a second one is made.
-        assert!(cfg!(debug_assertions) || took.as_millis() < 600, "{goal:?}: {took:?}");
+        assert!(gap <= 0.01, "{goal:?}: gap {gap}");
+        assert!(cfg!(debug_assertions) || took.as_millis() < 200, "{goal:?}: {took:?}");
     }
 }
